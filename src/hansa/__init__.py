@@ -39,9 +39,12 @@ from hansa.learners.sklearn import SklearnLearner
 from hansa.learners.torch import TorchLearner
 from hansa.local_training import SGD, Adam
 from hansa.metrics import Metric
+from hansa.runtimes.devices import Devices, Diurnal, LogNormal
 from hansa.runtimes.inprocess import InProcess
+from hansa.runtimes.virtual_time import VirtualTime
 from hansa.server_optimizers import ServerAdagrad, ServerAdam, ServerSGD, ServerYogi
 from hansa.training.apps import App, load_app
+from hansa.training.buffered import Buffered
 from hansa.training.history import Row
 from hansa.training.run import Run, load_run
 from hansa.training.schedule import Schedule
@@ -75,6 +78,11 @@ __all__ = [
     "load_run",
     "compare",
     "InProcess",
+    "VirtualTime",
+    "Devices",
+    "LogNormal",
+    "Diurnal",
+    "Buffered",
     "LinearLearner",
     "TorchLearner",
     "SklearnLearner",

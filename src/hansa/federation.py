@@ -13,8 +13,8 @@ from hansa.aggregators.mean import Mean
 from hansa.aggregators.rows import Rows
 from hansa.core import chain
 from hansa.core.errors import InputError
-from hansa.core.key import Key
-from hansa.core.protocols import Aggregator, Array, Client, Codec, Memory, Plan, Report, Slot, UpdateTransform
+from hansa.core.key import Key, Streams
+from hansa.core.protocols import Aggregator, Array, Client, Codec, Memory, Plan, Remembered, Report, Slot, UpdateTransform
 from hansa.core.round import client_round
 from hansa.core.tasks import TASKS, Evaluation, Parts, Summation, flat_sums
 from hansa.data.dataset import Dataset
@@ -135,26 +135,29 @@ class Federation:
         self,
         plan: Plan,
         clients: tuple[Client, ...],
-        data: Sequence[Pair],
-        memory: Sequence[Mapping[str, Array]],
+        rows: Sequence[Dataset],
+        memory: Memory,
         scratch: Mapping[Client, Any],
         secret: Sequence[Key],
-    ) -> tuple[Report, dict[Client, dict[str, Array]], Mapping[Client, Any]]:
-        """The client's half of a plan for a block of clients with prepared ``data``: report, new memory, scratch."""
-        trains = [train for train, _ in data]
+        look_at_values: bool = True,
+    ) -> tuple[Report, Remembered, Mapping[Client, Any]]:
+        """The client's half of a plan for a block of clients: report, new memory, scratch.
+
+        ``rows`` are each client's prepared rows: those held out where the task is to evaluate, else the others.
+        """
         scored = plan.slot.task == "evaluate"
-        tests = [test if test is not None else train.take([]) for train, test in data] if scored else ()
         work = Work(
             self.learner,
             self.algorithm,
             clients,
-            trains,
-            tests,
+            () if scored else rows,
+            rows if scored else (),
             plan.variants.get(clients[0]),
             plan.slot.round,
-            [plan.key.child("local", client) for client in clients],
+            Streams(clients, lambda client: plan.key.child("local", client)),
         )
-        return client_round(self.parts(plan.slot), plan, work, memory, scratch, secret)
+        parts = self.parts(plan.slot)._replace(look_at_values=look_at_values)
+        return client_round(parts, plan, work, memory, scratch, secret)
 
     def _sums(self, visible: Aggregator) -> Aggregator:
         """The aggregator of sums: ``visible`` where the server sees rows anyway, else the federation's own."""
@@ -198,11 +201,13 @@ class Idle(Work):
         super().__init__(None, algorithm, ("",), ())
         self.asked: set[str] = set()  # the corrections that the algorithm wants
 
-    def train(self, params: Array, local: LocalTraining, correction: Correction | None = None) -> Array:
-        """The parameters as they came."""
+    def train(
+        self, params: Array, local: LocalTraining, correction: Correction | None = None, *, change: bool = False
+    ) -> Array:
+        """The parameters as they came, or no change."""
         one = np.ones(1, np.int64)
         self.asked |= set() if correction is None else correction.terms
-        self._fitted = Fitted(np.array(self.block(params)), one, one, np.zeros(1))
+        self._fitted = Fitted(self.block(params) * np.float32(not change), one, one, np.zeros(1))
         return self._fitted.params
 
     @property

@@ -28,7 +28,10 @@ NUM_BINS = 2048
 IGNORED_LABEL = -100  # torch's ignore_index: padding, which counts in no metric
 
 # Columns of history.csv and clients.csv.
-_TAKEN = ("loss", "round", "client", "num_examples", "num_test", "num_clients", "bytes_up", "bytes_down", "seconds")
+_TAKEN = (
+    "loss", "round", "client", "num_examples", "num_test", "num_clients", "num_late", "bytes_up", "bytes_down",
+    "seconds", "clock_s",
+)  # fmt: skip
 _TAKEN_FOR_PRIVACY = ("epsilon", "delta")
 
 

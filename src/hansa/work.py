@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core.errors import InputError
-from hansa.core.key import Key
+from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Updates
 from hansa.local_training import Correction, Fitted, LocalTraining, local_training
 
@@ -33,7 +33,7 @@ class Work:
     ) -> None:
         self.clients, self.datasets, self.variant = clients, datasets, variant
         self._learner, self._algorithm, self._tests = learner, algorithm, tests
-        self._round, self._keys, self._calls = round_number, tuple(keys), 0
+        self._round, self._keys, self._calls = round_number, keys, 0
         self._fitted: Fitted | None = None
 
     def __call__(
@@ -51,17 +51,39 @@ class Work:
         local = self.local if steps is None else local_training(self._algorithm, self._round, steps)
         return self.train(params, local, Correction(linear, strength, anchor, trainable, models or {}))
 
+    def change(
+        self,
+        params: Array,
+        *,
+        linear: Array | None = None,
+        strength: float = 0.0,
+        anchor: Array | None = None,
+        trainable: Array | None = None,
+        models: Mapping[str, Array] | None = None,
+        steps: int | None = None,
+    ) -> Array:
+        """Local minus received parameters: ``fit(params, ...) - params``, in one pass where the learner can."""
+        local = self.local if steps is None else local_training(self._algorithm, self._round, steps)
+        return self.train(params, local, Correction(linear, strength, anchor, trainable, models or {}), change=True)
+
     @property
     def local(self) -> LocalTraining:
         """The local training that the algorithm's fields describe, at this round's rate."""
         return local_training(self._algorithm, self._round)
 
-    def train(self, params: Array, local: LocalTraining, correction: Correction | None = None) -> Array:
-        """Local training with settings of your own: (num_clients, num_params)."""
-        keys = [key.child("fit", self._calls) for key in self._keys]
+    def train(
+        self, params: Array, local: LocalTraining, correction: Correction | None = None, *, change: bool = False
+    ) -> Array:
+        """Local training with settings of your own: (num_clients, num_params); with ``change`` less ``params``."""
+        call = self._calls
+        keys = Streams(self._keys, lambda key: key.child("fit", call))
         self._calls += 1
         block = self.block(params)
-        self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys)
+        own = {"change": True} if change and getattr(self._learner, "gives_change", False) else {}
+        self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
+        if change and not own:
+            values = self._fitted.params  # ours: nobody else holds it, so that it may be changed in place
+            values -= params
         return self._fitted.params
 
     def block(self, params: Array) -> Array:
@@ -76,7 +98,8 @@ class Work:
     @property
     def num_examples(self) -> Array:
         """Training examples of each client: (num_clients,)."""
-        return np.array([len(dataset) for dataset in self.datasets], dtype=np.int64)
+        sizes = getattr(self.datasets, "sizes", None)
+        return np.array([len(dataset) for dataset in self.datasets], dtype=np.int64) if sizes is None else sizes
 
     @property
     def num_steps(self) -> Array:

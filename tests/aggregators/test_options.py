@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import support
-from hansa.aggregators.folds import FOLD, gather, whole_folds
+from hansa.aggregators.folds import gather
 from hansa.aggregators.krum import Krum, squared_distances
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.trimmed_mean import TrimmedMean
@@ -31,12 +31,6 @@ def test_options_that_cannot_be_are_refused(kind, options, says):
 def test_distances_are_those_between_rows():
     rows = np.array([[0.0, 0], [3, 4], [0, 1]], np.float32)
     np.testing.assert_allclose(squared_distances(rows), [[0, 25, 1], [25, 0, 18], [1, 18, 0]])
-
-
-def test_folds_are_cut_by_position():
-    names = [f"c{i}" for i in range(2 * FOLD + 1)]
-    assert [len(places) for places in whole_folds(names)] == [FOLD, FOLD, 1]
-    assert [c for places in whole_folds(names) for c in places] == names
 
 
 def test_rows_that_lie_together_are_not_copied():

@@ -20,7 +20,7 @@ def rounds(federation, population, cohorts):
     for number, cohort in enumerate(cohorts):
         slot = Slot(number, 0, "")
         state, _ = server_round(federation.task("train"), state, site, cohort, context, slot)
-    return state.algorithm, {client: rows["a.control"] for client, rows in site.memory.items()}
+    return state.algorithm, {client: rows["a.control"] for client, rows in site.memory.kept().items()}
 
 
 def test_the_control_variates_of_two_clients_by_hand():

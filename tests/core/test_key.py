@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hansa.core.key import Key, normal, permutations, uniform, words
+from hansa.core.key import Key, Streams, normal, permutations, uniform, words
 from hansa.core.key import _philox as philox
 
 # Known answers of Philox-4x32-10 from Random123 (Salmon et al. 2011): key, counter, words.
@@ -120,3 +120,26 @@ def test_seeds_and_texts_are_roots_of_their_own():
 def test_a_generator_repeats_its_stream():
     assert Key.of(1).generator().normal(size=3).tolist() == Key.of(1).generator().normal(size=3).tolist()
     assert Key.of(1).generator().normal(size=3).tolist() != Key.of(2).generator().normal(size=3).tolist()
+
+
+def test_streams_make_a_key_when_it_is_asked_for_and_no_other():
+    made = []
+    streams = Streams("abcd", lambda name: made.append(name) or Key.of(0).child(name))
+    assert len(streams) == 4
+    some = streams[1:3]
+    assert len(some) == 2
+    assert made == []
+    assert some[1] == streams[2] == Key.of(0).child("c")
+    assert streams[-1] == Key.of(0).child("d")
+    assert made == ["c", "c", "d"]
+    assert list(some) == [Key.of(0).child("b"), Key.of(0).child("c")]
+    with pytest.raises(IndexError):
+        some[2]
+
+
+def test_streams_of_streams_are_children_of_children():
+    """A closure over a loop's variable must not make every stream the last one's."""
+    own = Streams("ab", Key.of(0).child)
+    layers = [Streams(own, lambda key, i=i: key.child("transform", i)) for i in range(2)]
+    assert [keys[1] for keys in layers] == [Key.of(0).child("b").child("transform", i) for i in range(2)]
+    assert words(layers[0], 3).tolist() == words([key.child("transform", 0) for key in own], 3).tolist()

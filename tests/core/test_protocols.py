@@ -29,3 +29,13 @@ def test_memory_gives_a_client_without_an_entry_the_default_row():
 
 def test_a_slot_names_itself_in_one_word():
     assert str(Slot(3, 1, "update")) == "train-3-1-update"
+
+
+def test_a_part_sees_its_own_memory_only():
+    memory = Memory([{"a.bias": np.ones(2), "0.bias": np.zeros(2)}, {"0.inner.bias": np.full(2, 7.0)}])
+    default = np.array([5.0, 6.0])
+    assert len(memory) == len(memory.part("a")) == 2
+    assert memory.part("a").get("bias", default).tolist() == [[1, 1], [5, 6]]
+    assert memory.part("0").get("bias", default).tolist() == [[0, 0], [5, 6]]
+    assert memory.part("1").get("bias", default).tolist() == [[5, 6], [5, 6]]
+    assert memory.part("0").part("inner").get("bias", default).tolist() == [[5, 6], [7, 7]]

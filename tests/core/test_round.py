@@ -12,7 +12,7 @@ from hansa.algorithms.fedavg import FedAvg
 from hansa.core.chain import Transform
 from hansa.core.errors import Abandoned, CheckError
 from hansa.core.key import Key
-from hansa.core.protocols import Slot
+from hansa.core.protocols import Memory, Slot
 from hansa.core.round import begin, client_round, make_plan, server_round
 from hansa.data.dataset import Dataset
 from hansa.data.population import Population
@@ -84,7 +84,7 @@ def test_everybody_lost_abandons_the_attempt_and_keeps_nothing():
     site.reports = lambda slot: iter([*_drained(site, slot)][:0])  # nobody answers
     with pytest.raises(Abandoned, match="round 0: expected at least one client's update, found none"):
         server_round(federation.task("train"), state, lossy, TWO.ids, context, FIRST)
-    assert site.memory == site._pending == site._scratch == {}
+    assert site.memory.kept() == site._pending == site._scratch == {}
 
 
 def _drained(site, slot):
@@ -127,7 +127,7 @@ def test_an_update_that_is_not_finite_is_refused_and_the_rest_go_on(bad, block_s
     assert mean.clients == ("a", "b")
     assert state.algorithm["params"].tobytes() == healthy.algorithm["params"].tobytes()
     assert site.refusals() == [{"round": 0, "client": "x", "reason": "update is not finite"}]
-    assert set(site.memory) <= {"a", "b"}
+    assert set(site.memory.kept()) <= {"a", "b"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def test_an_update_that_a_transform_makes_infinite_is_refused_too():
     _, mean, site = one_round(support.quadratic(transforms=(Louder(),)), rows)
     assert mean.clients == ("a",)
     assert site.refusals() == [{"round": 0, "client": "b", "reason": "update is not finite"}]
-    assert set(site.memory) == {"a"}
+    assert set(site.memory.kept()) == {"a"}
 
 
 @pytest.mark.parametrize(("weight", "reason"), [(-1.0, "no training examples"), (np.nan, "update is not finite")])
@@ -169,10 +169,10 @@ def test_a_client_refuses_in_a_report_that_names_nobody():
     work = Work(
         federation.learner, federation.algorithm, ("e",), [Dataset(np.zeros((0, 3)), np.zeros(0))], keys=[Key.of(0)]
     )
-    report, memory, scratch = client_round(federation.task("train"), plan, work, [{}], {}, [Key.of(1)])
+    report, memory, scratch = client_round(federation.task("train"), plan, work, Memory([{}]), {}, [Key.of(1)])
     assert report.clients == ()
     assert dict(report.refused) == {"e": "no training examples"}
-    assert memory == scratch == {}
+    assert (memory.clients, memory.arrays, scratch) == ((), {}, {})
 
 
 def test_rows_are_cast_to_the_wires_type_before_aggregation():
@@ -180,16 +180,19 @@ def test_rows_are_cast_to_the_wires_type_before_aggregation():
     rows = Population({"a": Dataset([[1e-3, 0, 0]], [0])})
     state, context, site = support.world(federation, rows)
     plan = make_plan(federation.task("train"), state, context, ("a",), Slot(0, 0, "update"))
-    assert site._exchange(plan, ("a",)).payload.values.dtype == np.float32
+    report, _, _ = federation.exchange(plan, ("a",), site.rows(plan, ("a",)), Memory([{}]), {}, [Key.of(1)])
+    assert report.payload.values.dtype == np.float32
 
 
 def test_memory_of_other_parts_is_kept_when_one_part_writes():
     federation = support.quadratic(transforms=(TopK(fraction=0.4),))
     state, context, site = support.world(federation, TWO)
-    site.memory = {"a": {"a.control": np.array([7.0])}}
+    site.memory.put(("a",), {"a.control": np.array([[7.0]])})
     server_round(federation.task("train"), state, site, TWO.ids, context, FIRST)
-    assert set(site.memory["a"]) == {"a.control", "0.residual"}
-    assert set(site.memory["b"]) == {"0.residual"}
+    kept = site.memory.kept()
+    assert set(kept["a"]) == {"a.control", "0.residual"}
+    assert kept["a"]["a.control"].tolist() == [7.0]
+    assert set(kept["b"]) == {"0.residual"}
 
 
 # ----------------------------------------------------------------------------------------------- plans, sensitivity

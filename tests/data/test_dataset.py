@@ -158,3 +158,20 @@ def test_one_row_or_none_stays_in_train():
 def test_hold_out_refuses_a_share_of_one():
     with pytest.raises(InputError, match=r"give 0\.2"):
         hold_out(Dataset([1, 2]), 1.0, Key.of(0))
+
+
+def test_rows_are_views_of_all_parts():
+    x, y = np.arange(8.0).reshape(4, 2), np.arange(4)
+    part = Dataset(x, y, np.arange(4.0), feature_names=("a", "b")).rows(1, 3)
+    assert (part.x.tolist(), part.y.tolist(), part.weights.tolist()) == ([[2, 3], [4, 5]], [1, 2], [1, 2])
+    assert (len(part), part.feature_names) == (2, ("a", "b"))
+    assert np.shares_memory(part.x, x)
+    assert np.shares_memory(part.y, y)
+    assert Dataset({"a": x, "b": y}).rows(2, 4).x["b"].tolist() == [2, 3]
+    assert Dataset(x).rows(1, 2).y is None
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 5)])
+def test_rows_that_are_not_there_are_refused(start, stop):
+    with pytest.raises(InputError, match=f"rows: expected 0 <= start <= stop <= 4, found {start} and {stop}"):
+        Dataset(np.arange(4.0)).rows(start, stop)

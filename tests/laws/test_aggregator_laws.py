@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import support
-from hansa.aggregators.folds import FOLD, whole_folds
+from hansa.aggregators.folds import Tree, fold_node
 from hansa.aggregators.krum import Krum
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.median import Median
@@ -158,17 +158,34 @@ def test_it_does_not_matter_how_reports_are_grouped(aggregator, pieces):
     assert_same_bits(found, merged(aggregator, BLOCK))
 
 
+@st.composite
+def nodes_of_the_cohort(draw):
+    """A way of cutting the cohort: nodes of the tree that hold every client between them, of any levels."""
+    tree, whole = Tree(COHORT), []
+    waiting = tree.nodes(COHORT)
+    while waiting:
+        node = waiting.pop()
+        if node.level and draw(st.booleans()):
+            waiting += [type(node)(node.level - 1, 2 * node.index + side) for side in (0, 1)]
+        else:
+            whole.append(node)
+    return draw(st.permutations(whole))
+
+
 @pytest.mark.parametrize("aggregator", FOLDING, ids=repr)
-@given(folded=st.lists(st.booleans(), min_size=3, max_size=3), missing=st.sets(st.integers(0, COHORT - 1), max_size=30))
-def test_folds_made_by_workers_give_the_same_bits(aggregator, folded, missing):
+@given(nodes=nodes_of_the_cohort(), missing=st.sets(st.integers(0, COHORT - 1), max_size=38), data=st.data())
+def test_sums_made_by_workers_give_the_same_bits(aggregator, nodes, missing, data):
+    """However the cohort is cut into nodes, whoever is missing, and whether a node comes as its sum or as its rows."""
     present = [i for i in range(COHORT) if i not in missing]
     expected = opened(aggregator, BLOCK.clients, [answered(aggregator, BLOCK.take(present))])
+    tree, place = Tree(COHORT), {client: i for i, client in enumerate(BLOCK.clients)}
     payloads = []
-    for places, by_worker in zip(whole_folds(range(COHORT)), folded, strict=True):
-        here = answered(aggregator, BLOCK.take([i for i in places if i in present]))
-        if len(here.clients):
-            payloads.append(aggregator.fold(here) if by_worker else here)
-    found = opened(aggregator, BLOCK.clients, payloads[::-1])
+    for node in nodes:
+        here = answered(aggregator, BLOCK.take([i for i in range(*tree.span(node)) if i not in missing]))
+        if here.clients:
+            by_worker = data.draw(st.booleans())
+            payloads.append(fold_node(tree, node, here, place, aggregator) if by_worker else here)
+    found = opened(aggregator, BLOCK.clients, payloads)
     assert found.clients == expected.clients
     assert found.values.tobytes() == expected.values.tobytes()
     assert found.weights.tobytes() == expected.weights.tobytes()
@@ -177,16 +194,17 @@ def test_folds_made_by_workers_give_the_same_bits(aggregator, folded, missing):
 
 @pytest.mark.parametrize("aggregator", FOLDING, ids=repr)
 def test_how_rows_lie_in_memory_does_not_change_a_fold(aggregator):
-    block = answered(aggregator, BLOCK.take(range(FOLD)))
-    expected = aggregator.fold(block).values
-    wide = np.zeros((FOLD, 99), np.float32)
+    block = answered(aggregator, BLOCK.take(range(16)))
+    wide = np.zeros((16, 99), np.float32)
     wide[:, 5 : 5 + block.values.shape[1]] = block.values
-    for values in (np.asfortranarray(block.values), wide[:, 5 : 5 + block.values.shape[1]], block.values.copy()):
-        assert aggregator.fold(block._replace(values=values)).values.tobytes() == expected.tobytes()
+    for cuts in (None, [0, 5, 5, 11, 16]):
+        expected = aggregator.fold(block, cuts).values
+        for values in (np.asfortranarray(block.values), wide[:, 5 : 5 + block.values.shape[1]], block.values.copy()):
+            assert aggregator.fold(block._replace(values=values), cuts).values.tobytes() == expected.tobytes()
 
 
-def test_a_fold_is_summed_left_to_right_in_float64():
-    block = BLOCK.take(range(FOLD))
+def test_a_leaf_is_summed_left_to_right_in_float64():
+    block = BLOCK.take(range(16))
     total = np.zeros(block.values.shape[1])
     for row, weight in zip(block.values, block.weights, strict=True):
         total = total + weight * row.astype(np.float64)
@@ -293,9 +311,12 @@ def test_tail_columns_come_out_as_numbers_by_name(aggregator):
 
 
 def test_staleness_scales_a_whole_plan():
-    now, late = support.block([[6.0]], [2], ["a"]), support.block([[3.0]], [4], ["b"])
+    """A stale update shortens the step, as in FedBuff: its scale is not in the sum of weights."""
+    now, late = support.block([[6.0]], [2], ["a"], loss=[1.0]), support.block([[3.0]], [4], ["b"], loss=[5.0])
     blocks = [opened(Mean(), ("a", "b"), [one]) for one in (now, late)]
-    assert Mean().reduce(blocks, [1.0, 0.5]).values.tolist() == [(2 * 6 + 0.5 * 4 * 3) / (2 + 0.5 * 4)]
+    found = Mean().reduce(blocks, [1.0, 0.5])
+    assert found.values.tolist() == [(2 * 6 + 0.5 * 4 * 3) / (2 + 4)]
+    assert found.tail == {"loss": (2 * 1 + 0.5 * 4 * 5) / (2 + 0.5 * 4)}  # a mean of what was measured stays a mean
     assert Mean(denominator=6).reduce(blocks, [1.0, 0.5]).values.tolist() == [(2 * 6 + 0.5 * 4 * 3) / 6]
     rows = [opened(Median(), ("a", "b"), [one]) for one in (now, late)]
     assert Median().reduce(rows, [1.0, 0.5]).values.tolist() == [(6 + 1.5) / 2]

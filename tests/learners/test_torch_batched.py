@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hansa.core.key import Key
+from hansa.data.block import Shelf
 from hansa.data.dataset import Dataset
 from hansa.learners.torch import TorchLearner
 from hansa.learners.torch_data import Reader
@@ -376,14 +377,21 @@ def test_the_faster_way_is_chosen_once_and_the_result_is_that_of_the_loop():
 
 
 def test_arrays_that_need_no_conversion_are_not_copied_and_others_are_converted_once():
-    reader = Reader(torch.device("cpu"), torch.int64)
-    as_is, other = table(4, 0), table(4, 0)
+    reader, converted = Reader(torch.device("cpu"), torch.int64), []
+    as_is, other = table(4, 0), table(4, 1)
     other = other.replace(x=other.x.astype(np.float64))
     assert reader.examples(as_is).x.data_ptr() == as_is.x.ctypes.data
-    assert reader.examples(other).x is reader.examples(other).x
-    assert len(reader._kept) == 1
-    del other
-    assert not reader._kept
+    assert reader.rows([as_is]).everyone.x.data_ptr() == as_is.x.ctypes.data
+
+    shelf = Shelf(lambda dataset: converted.append(dataset) or reader.columns(dataset))
+    clients = {"a": as_is, "b": other}
+    first, again = (reader.rows(shelf.block(("b", "a"), clients.__getitem__)) for _ in range(2))
+    assert converted == [other, as_is]
+    assert first.everyone.x.data_ptr() == again.everyone.x.data_ptr()
+    for rows, dataset in zip(again, (other, as_is), strict=True):
+        assert rows.x.dtype == torch.float32
+        np.testing.assert_array_equal(rows.x.numpy(), dataset.x.astype(np.float32))
+        np.testing.assert_array_equal(rows.y.numpy(), dataset.y)
 
 
 def test_the_loop_gives_the_same_bits_in_a_block_and_alone():

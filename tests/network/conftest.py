@@ -10,7 +10,7 @@ import pytest
 
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.key import Key
-from hansa.core.protocols import Slot
+from hansa.core.protocols import Memory, Slot
 from hansa.core.round import Context, begin, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
@@ -147,15 +147,16 @@ class OneByOne:
 
     def reports(self, slot):
         for client in self.clients:
-            memory = [self.memory.get(client, {})]
+            memory = Memory([self.memory.get(client, {})])
             report, new, _ = self.federation.exchange(
-                self.plan, (client,), [self.data[client]], memory, {}, [Key.of(client)]
+                self.plan, (client,), [self.data[client][0]], memory, {}, [Key.of(client)]
             )
-            self.pending |= new
+            self.pending |= {c: {n: a[i] for n, a in new.arrays.items()} for i, c in enumerate(new.clients)}
             yield report
 
     def settle(self, slot, counted):
-        self.memory |= {client: self.pending[client] for client in counted if client in self.pending}
+        for client in counted:
+            self.memory[client] = {**self.memory.get(client, {}), **self.pending.get(client, {})}
         self.pending = {}
 
     def once(self, name, make):

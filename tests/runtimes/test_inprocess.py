@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,21 +25,20 @@ def test_a_block_size_that_cannot_be_is_refused(block_size):
         InProcess(block_size=block_size)
 
 
-@pytest.mark.parametrize(
-    ("num_params", "expected"), [(3, 512), (2**14, 64), (2**20, 16), (2**22, 16), (2**24, 4), (2**27, 1)]
-)
-def test_blocks_are_as_wide_as_memory_allows_in_whole_folds(num_params, expected):
+@pytest.mark.parametrize(("num_params", "expected"), [(3, 1024), (2**14, 80), (2**16, 20), (2**20, 1), (2**24, 1)])
+def test_blocks_are_as_wide_as_their_parameters_fit_a_cache(num_params, expected):
     federation = support.quadratic(num_params=num_params)
     site = InProcess().open(federation, EIGHT.load, Key.of(0))
     assert site.block_size == expected
 
 
-def test_a_learner_that_does_not_batch_gets_one_fold_at_a_time():
+@pytest.mark.parametrize(("num_params", "expected"), [(3, 16), (2**17, 10), (2**24, 1)])
+def test_a_learner_that_does_not_batch_gets_few_clients_at_a_time(num_params, expected):
     class OneByOne(support.QuadraticLearner):
         batches_clients = False
 
-    federation = support.linear(learner=OneByOne())
-    assert InProcess().open(federation, EIGHT.load, Key.of(0)).block_size == 16
+    federation = support.linear(learner=OneByOne(num_params))
+    assert InProcess().open(federation, EIGHT.load, Key.of(0)).block_size == expected
 
 
 def test_plans_reach_only_the_clients_that_were_asked():
@@ -50,18 +51,41 @@ def test_plans_reach_only_the_clients_that_were_asked():
     assert list(site.reports(UPDATE)) == []
 
 
-def test_reports_of_a_mean_come_as_whole_folds_and_do_not_wait_for_the_last():
+def test_clients_that_will_not_answer_leave_the_others_where_they_stand_in_the_cohort():
+    """The sum is the one that the whole cohort's tree gives those who do."""
+    people = support.regression([1 + i % 5 for i in range(40)])
+    federation = support.linear()
+    state, context, site = support.world(federation, people, 8)
+    plan = make_plan(federation.task("train"), state, context, people.ids, UPDATE)
+    here = tuple(client for i, client in enumerate(people.ids) if i % 3)
+    site.start_some(plan, people.ids, here)
+    reports = tuple(site.reports(UPDATE))
+    assert tuple(c for r in reports for c in r.clients) == here
+    assert all(report.payload.folded for report in reports)
+    found = federation.aggregator.open(people.ids, {"update": reports})
+
+    rows = dataclasses.replace(federation, aggregator=support.Unsummed())
+    _, _, other = support.world(rows, people, 8)
+    other.start_some(plan, people.ids, here)
+    alone = tuple(other.reports(UPDATE))
+    assert not any(report.payload.folded for report in alone)
+    expected = federation.aggregator.open(people.ids, {"update": alone})
+    assert found.clients == expected.clients == here
+    assert found.values.tobytes() == expected.values.tobytes()
+
+
+def test_reports_of_a_mean_are_sums_of_nodes_and_do_not_wait_for_the_last():
     clients = support.targets(**{f"c{i}": (i, 1, 2) for i in range(40)})
     federation = support.quadratic()
-    state, context, site = support.world(federation, clients, 8)
+    state, context, _ = support.world(federation, clients)
+    loaded = []
+    site = InProcess(block_size=10).open(federation, lambda c: loaded.append(c) or clients.load(c), Key.of(0))
     site.start(make_plan(federation.task("train"), state, context, clients.ids, UPDATE), clients.ids)
-    loaded, load = [], site._load
-    site._load = lambda client: loaded.append(client) or load(client)
     reports = site.reports(UPDATE)
     first = next(reports)
-    assert (first.payload.folded, first.clients) == (True, clients.ids[:16])
-    assert len(loaded) == 16
-    assert [len(r.clients) for r in reports] == [16, 8]
+    assert (first.payload.folded, first.payload.values.shape, first.clients) == (True, (1, 3), clients.ids[:10])
+    assert loaded == list(clients.ids[:10])
+    assert [len(r.clients) for r in reports] == [10, 10, 10]
 
 
 def test_one_client_knows_nothing_of_anothers_variant_and_blocks_hold_one_variant():
@@ -90,11 +114,11 @@ def test_data_are_prepared_once_for_the_same_totals_and_anew_for_others():
     state, context, site = support.world(federation, Population(rows))
     context = context._replace(constants={"prepare.0": np.array([2.0] * 3 + [2, 2, 4] + [4, 2, 8])})
     plan = make_plan(federation.task("train"), state, context, ("a",), UPDATE)
-    first = site.rows(plan, ("a",))[0][0]
+    first = site.rows(plan, ("a",))[0]
     assert first.x[:, 0].tolist() == [-1, 1]
-    assert site.rows(plan, ("a",))[0][0] is first
+    assert site.rows(plan, ("a",))[0] is first
     context = context._replace(constants={"prepare.0": np.array([2.0] * 3 + [4, 2, 4] + [10, 2, 8])})
-    other = site.rows(make_plan(federation.task("train"), state, context, ("a",), UPDATE), ("a",))[0][0]
+    other = site.rows(make_plan(federation.task("train"), state, context, ("a",), UPDATE), ("a",))[0]
     assert other.x[:, 0].tolist() == [-2, 0]
 
 
@@ -119,10 +143,10 @@ def test_settling_commits_the_counted_and_forgets_the_rest():
     state, context, site = support.world(federation, EIGHT, 8)
     site.start(make_plan(federation.task("train"), state, context, EIGHT.ids, UPDATE), EIGHT.ids)
     assert len(list(site.reports(UPDATE))) == 1
-    assert site.memory == {}
+    assert site.memory.kept() == {}
     site.settle(UPDATE._replace(exchange=""), ("c1", "c4"))
-    assert set(site.memory) == {"c1", "c4"}
-    assert site._pending == site._cohorts == {}
+    assert set(site.memory.kept()) == {"c1", "c4"}
+    assert site._pending == site._started == site._scratch == {}
 
 
 # -------------------------------------------------------------------------------------------------------- traffic

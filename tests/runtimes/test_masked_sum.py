@@ -17,6 +17,7 @@ from hansa.data.population import Population
 from hansa.data.prepare import Standardize
 from hansa.federation import totals_of
 from hansa.learners.linear import LinearLearner
+from hansa.runtimes.inprocess import InProcess
 from hansa.training.evaluate import on_clients
 from hansa.training.simulate import simulate
 from hansa.transforms.sparsify import TopK
@@ -226,8 +227,8 @@ def test_the_server_sees_no_row_and_no_single_mask_opens_one():
     federation = support.linear(aggregator=MaskedSum())
     seen = []
     for name in ("one", "two"):
-        state, context, site = support.world(federation, POPULATION, 8)
-        site._key = Key.of(name)
+        state, context, _ = support.world(federation, POPULATION)
+        site = InProcess(block_size=8).open(federation, POPULATION.load, Key.of(name))
 
         class Watch(support.Lossy):
             def reports(self, slot):

@@ -2,6 +2,7 @@ import pytest
 
 from hansa.core.errors import InputError
 from hansa.data.sampling import All, Poisson
+from hansa.training.buffered import Buffered
 from hansa.training.schedule import Schedule
 
 
@@ -21,6 +22,10 @@ from hansa.training.schedule import Schedule
         {"num_rounds": 1, "deadline_s": "soon"},
         {"num_rounds": 1, "every_s": -1.0},
         {"num_rounds": 1, "sampler": "uniform"},
+        {"num_rounds": 1, "over_selection": 0.9},
+        {"num_rounds": 1, "over_selection": True},
+        {"num_rounds": 1, "over_selection": "30 %"},
+        {"num_rounds": 1, "buffer": 10},
     ],
     ids=repr,
 )
@@ -44,3 +49,23 @@ def test_a_deployment_begins_with_the_fewest_it_may_close_with(options, needed):
 def test_any_value_with_a_cohort_is_a_sampler():
     assert Schedule(num_rounds=1, sampler=All()).sampler == All()
     assert Schedule(num_rounds=1, sampler=Poisson()) != Schedule(num_rounds=1)
+
+
+def test_over_selection_rounds_up_to_whole_clients_and_not_beyond_the_population():
+    schedule = Schedule(num_rounds=1, cohort_size=10, over_selection=1.3)
+    assert (schedule.num_asked(1000), schedule.num_counted(1000)) == (13, 10)
+    assert (schedule.num_asked(11), schedule.num_counted(11)) == (11, 10)
+    assert (schedule.num_asked(5), schedule.num_counted(5)) == (5, 5)
+    assert Schedule(num_rounds=1, cohort_size=100, over_selection=1.1).num_asked(1000) == 110  # not 111: 100 * 1.1
+    assert Schedule(num_rounds=1, over_selection=1.3).num_asked(50) == 50
+
+
+def test_a_buffer_counts_its_size_and_asks_for_the_cohort_size_at_work():
+    schedule = Schedule(num_rounds=1, cohort_size=100, buffer=Buffered(size=10))
+    assert (schedule.num_asked(1000), schedule.num_counted(1000)) == (100, 10)
+
+
+@pytest.mark.parametrize("other", [{"over_selection": 1.3}, {"deadline_s": 60.0}])
+def test_a_buffer_beside_what_waits_for_others_is_refused(other):
+    with pytest.raises(InputError, match=rf"expected buffer or {next(iter(other))}, found both"):
+        Schedule(num_rounds=1, buffer=Buffered(size=3), **other)

@@ -1,44 +1,212 @@
-"""Sums in fixed places: the cohort is cut by position into folds, each summed left to right in float64.
+"""Sums in fixed places: a cohort is cut by position into the leaves of a binary tree.
 
-So the result depends neither on who answered first nor on how many workers there are, and a worker that holds a whole
-fold may send one row for it.
+The rows of a leaf are summed left to right in float64, leaves are added pairwise. So any node of the tree may be summed
+anywhere, by whoever holds its clients, and the total depends neither on who answered first nor on how many workers
+there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import bisect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, reduce
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hansa.core.protocols import Array, Client, Report, Updates
 
-FOLD = 16  # cohort positions in one fold
+_FEWEST_LEAVES = 16
+_LEAF_ROWS = 8  # whoever sums a leaf holds all of its rows
 _COLUMNS = 8192  # values of a row that stay in cache together with their sum
+_FEW = 1 << 18  # values that are summed for all leaves in one call: one for each leaf would cost more than the sums
 
 
-def fold(updates: Updates) -> Updates:
-    """One row for the block: the sum of ``weight * row`` in float64, its weight and tail summed likewise.
+class Node(NamedTuple):
+    """``2**level`` leaves that lie side by side: those from ``index * 2**level``."""
+
+    level: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a node
+
+
+class Tree:
+    """Where the rows of ``num_clients`` positions are added.
+
+    >>> tree = Tree(40)
+    >>> tree.edges[:4], tree.span(Node(1, 0)), tree.nodes(rows=20)
+    ([0, 2, 5, 7], (0, 5), [Node(level=3, index=0), Node(level=3, index=1)])
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self.depth = int(np.ceil(np.log2(max(_FEWEST_LEAVES, num_clients / _LEAF_ROWS))))
+        self.num_clients, self._num_leaves = num_clients, 1 << self.depth
+
+    @cached_property
+    def edges(self) -> list[int]:
+        """Leaf ``i`` holds positions ``edges[i]`` up to ``edges[i + 1]``; it may hold none."""
+        return [i * self.num_clients // self._num_leaves for i in range(self._num_leaves + 1)]
+
+    def span(self, node: Node) -> tuple[int, int]:
+        """The positions of a node: from the first up to, but not with, the second."""
+        return self.edges[node.index << node.level], self.edges[(node.index + 1) << node.level]
+
+    def nodes(self, rows: int) -> list[Node]:
+        """Nodes of one level that hold every client between them, as large as hold at most ``rows`` (or one leaf)."""
+        level = 0
+        while level < self.depth and -(-self.num_clients // (self._num_leaves >> (level + 1))) <= rows:
+            level += 1
+        nodes = [Node(level, i) for i in range(self._num_leaves >> level)]
+        return [node for node in nodes if self.span(node)[0] < self.span(node)[1]]
+
+    def around(self, first: int, last: int) -> Node:
+        """The smallest node that holds two positions."""
+        left, right = (bisect.bisect_right(self.edges, position) - 1 for position in (first, last))
+        level = (left ^ right).bit_length()
+        return Node(level, left >> level)
+
+    def cuts(self, node: Node, positions: Sequence[int]) -> list[int]:
+        """Where sorted ``positions`` within ``node`` pass from leaf to leaf: ``2**level + 1`` places."""
+        return [bisect.bisect_left(positions, edge) for edge in self.leaves(node)]
+
+    def leaves(self, node: Node) -> list[int]:
+        """The edges of a node's leaves, as positions in the cohort."""
+        start = node.index << node.level
+        return self.edges[start : start + (1 << node.level) + 1]
+
+
+def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
+    """One row for each run of rows between ``cuts`` (by default for all): sums of ``weight * row`` in float64.
+
+    Weights and tail are summed likewise. The clients of the block stay in one tuple.
 
     >>> block = Updates(("a", "b"), np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([1.0, 2.0]))
     >>> fold(block).values.tolist(), fold(block).weights.tolist()
     ([[7.0, 10.0]], [3.0])
     """
+    edges = [0, len(updates.clients)] if cuts is None else list(cuts)
     weights = np.asarray(updates.weights, dtype=np.float64)
-    tail = {name: np.array([np.asarray(column) @ weights]) for name, column in updates.tail.items()}
-    values = weighted_sum(updates.values, weights)
-    return Updates(updates.clients, values[None], np.array([weights.sum()]), tail, {}, folded=True)
+    tail = {name: _sums(np.asarray(column) * weights, edges) for name, column in updates.tail.items()}
+    values = weighted_sums(updates.values, weights, edges)
+    return Updates(updates.clients, values, _sums(weights, edges), tail, {}, folded=True)
 
 
-def weighted_sum(values: Array, weights: np.ndarray) -> Array:
-    """Sum over rows of ``weights * values`` in float64, left to right: (num_params,)."""
+def add_pairs(leaves: Updates) -> Updates:
+    """A power of two of folded rows, added as a balanced tree until one is left."""
+    values, weights, tail = leaves.values, leaves.weights, dict(leaves.tail)
+    while len(values) > 1:
+        values, weights = values[0::2] + values[1::2], weights[0::2] + weights[1::2]
+        tail = {name: column[0::2] + column[1::2] for name, column in tail.items()}
+    return leaves._replace(values=values, weights=weights, tail=tail)
+
+
+def add(left: Updates | None, right: Updates | None) -> Updates | None:
+    """Two neighbouring nodes as one; one that is None holds nobody."""
+    if left is None or right is None:
+        return right if left is None else left
+    tail = {name: column + right.tail[name] for name, column in left.tail.items()}
+    clients, weights = left.clients + right.clients, left.weights + right.weights
+    return Updates(clients, left.values + right.values, weights, tail, {}, folded=True)
+
+
+def merge(nodes: dict[Node, Updates | None]) -> dict[Node, Updates | None]:
+    """Every pair of neighbours that are both there, added, as often as it goes."""
+    merged = dict(nodes)
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        pair = [Node(node.level, node.index & ~1), Node(node.level, node.index | 1)]
+        if all(one in merged for one in pair):
+            above = Node(node.level + 1, node.index >> 1)
+            merged[above] = add(merged.pop(pair[0]), merged.pop(pair[1]))
+            waiting.append(above)
+    return merged
+
+
+def total(tree: Tree, nodes: Mapping[Node, Updates]) -> Updates | None:
+    """The sum of nodes that do not overlap, as the tree adds them; None for no nodes."""
+    sums: dict[Node, Updates | None] = dict(nodes)
+    for level in range(tree.depth):
+        for node in [node for node in sums if node.level == level]:
+            if node in sums:
+                above, other = Node(level + 1, node.index >> 1), Node(level, node.index ^ 1)
+                left, right = sorted((node, other))
+                sums[above] = add(sums.get(left), sums.get(right))
+                sums.pop(node)
+                sums.pop(other, None)
+    return sums.get(Node(tree.depth, 0))
+
+
+def leaves(
+    tree: Tree, rows: Updates, place: Mapping[Client, int], fold_rows: Callable[[Updates], Updates]
+) -> dict[Node, Updates]:
+    """The sums of all leaves that ``rows``, in the order of the cohort, lie in."""
+    positions = [place[client] for client in rows.clients]
+    cuts = tree.cuts(Node(tree.depth, 0), positions)
+    filled = [(i, start, stop) for i, (start, stop) in enumerate(pairwise(cuts)) if start < stop]
+    return {Node(0, i): fold_rows(rows.take(range(start, stop))) for i, start, stop in filled}
+
+
+def fold_node(tree: Tree, node: Node, rows: Updates, place: Mapping[Client, int], aggregator: Any) -> Updates | None:
+    """One row for a whole node, of ``rows`` in the order of the cohort; None where there are none."""
+    if not rows.clients:
+        return None
+    first, last = tree.span(node)
+    if len(rows.clients) == last - first:  # nobody is missing
+        cuts = [edge - first for edge in tree.leaves(node)]
+    else:
+        cuts = tree.cuts(node, [place[client] for client in rows.clients])
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what is not finite in the sum
+        return add_pairs(aggregator.fold(rows, cuts))
+
+
+def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
+    """For each run of rows between ``cuts`` the sum of ``weights * values`` in float64: (num_runs, num_params).
+
+    A run of no rows is zero. A run's sum does not depend on the other runs.
+    """
+    if isinstance(values, np.ndarray) and values.shape[1] == 1:  # einsum would add one column in another order
+        return _sums(values[:, 0].astype(np.float64) * weights, cuts)[:, None]
+    if isinstance(values, np.ndarray) and values.size <= _FEW and len(cuts) > 2:
+        return _narrow_sums(values, weights, np.asarray(cuts))
+    sums = np.empty((len(cuts) - 1, values.shape[1]))
+    for total, (start, stop) in zip(sums, pairwise(cuts), strict=True):
+        weighted_sum(values[start:stop], weights[start:stop], total)
+    return sums
+
+
+def _narrow_sums(values: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """The same for rows so short that a call for each run would cost more than the sums."""
+    widest = int(np.diff(cuts).max())
+    if not widest:
+        return np.zeros((len(cuts) - 1, values.shape[1]))
+    places = cuts[:-1, None] + np.arange(widest)
+    real, places = places < cuts[1:, None], np.minimum(places, len(values) - 1)
+    own = np.where(real, weights[places], 0.0)
+    sums: np.ndarray = np.einsum("fm,fmp->fp", own, values[places], dtype=np.float64, casting="safe")
+    return sums
+
+
+def _sums(column: np.ndarray, edges: Sequence[int]) -> np.ndarray:
+    """Sums of a column's runs, left to right: (num_runs,) float64."""
+    numbers = column.tolist()  # not sum(): from Python 3.12 it rounds otherwise
+    return np.array([reduce(operator.add, numbers[start:stop], 0.0) for start, stop in pairwise(edges)])
+
+
+def weighted_sum(values: Array, weights: np.ndarray, total: np.ndarray) -> None:
+    """Write the sum over rows of ``weights * values``, left to right, into ``total`` (num_params,) float64."""
     if not isinstance(values, np.ndarray):
-        return _weighted_sum_any(values, weights)
+        total[:] = _weighted_sum_any(values, weights)
+        return
     values = np.ascontiguousarray(values)  # einsum's order of summation is that of the memory
-    total = np.empty(values.shape[1])
     for start in range(0, values.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
+        if len(values) == 1:  # half the time, and the same bits: a sum begins with zero, which has a sign
+            np.multiply(values[0, part], weights[0], dtype=np.float64, out=total[part])
+            total[part] += 0.0
+            continue
         np.einsum("n,np->p", weights, values[:, part], dtype=np.float64, casting="safe", out=total[part])
-    return total
 
 
 def _weighted_sum_any(values: Array, weights: np.ndarray) -> Array:
@@ -59,12 +227,6 @@ def to_numpy(values: Array) -> np.ndarray:
     import array_api_compat
 
     return np.asarray(array_api_compat.to_device(values, "cpu"))
-
-
-def whole_folds(cohort: Sequence[Client]) -> Iterator[tuple[Client, ...]]:
-    """The folds of a cohort, by position."""
-    for start in range(0, len(cohort), FOLD):
-        yield tuple(cohort[start : start + FOLD])
 
 
 def rows_of(reports: Sequence[Report]) -> Mapping[Client, tuple[Updates, int]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hansa.aggregators.folds import fold, rows_of, stacked, whole_folds
+from hansa.aggregators.folds import Tree, fold, leaves, stacked, total
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
 from hansa.core.key import Key
@@ -65,38 +65,39 @@ class Mean:
         payload, kept, refused = answer_rows(updates)
         return self._weighted(payload), kept, refused
 
-    def fold(self, updates: Updates) -> Updates:
-        """One whole fold as one row, here or on a worker."""
-        return fold(self._weighted(updates))
+    def fold(self, updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
+        """One row for each run of rows between ``cuts``, here or on a worker."""
+        return fold(self._weighted(updates), cuts)
 
     def open(self, cohort: tuple[Client, ...], history: Mapping[str, tuple[Report, ...]]) -> Updates:
-        """The sum of all folds in the order of the cohort, whoever folded them."""
-        reports = history["update"]
-        where = rows_of(reports)
-        present = tuple(client for client in cohort if client in where)
-        folds = []
-        for places in whole_folds(cohort):
-            here = [client for client in places if client in where]
-            if here:
-                block, _ = where[here[0]]
-                folds.append(block if block.folded else self.fold(stacked(here, reports)))
-        if not folds:
+        """The sum of everyone's rows, added as the cohort's tree has it, whoever folded them."""
+        reports = [report for report in history["update"] if report.clients]
+        if not reports:
             return Updates((), np.zeros((1, 0)), np.zeros(1))
-        total, weight = folds[0].values.copy(), folds[0].weights.copy()
-        tail = {name: column.copy() for name, column in folds[0].tail.items()}
-        for one in folds[1:]:
-            total += one.values
-            weight += one.weights
-            tail = {name: column + one.tail[name] for name, column in tail.items()}
-        return Updates(present, total, weight, tail, {}, folded=True)
+        place = {client: i for i, client in enumerate(cohort)}
+        tree = Tree(len(cohort))
+        nodes = {}
+        for report in reports:
+            if report.payload.folded:
+                nodes[tree.around(place[report.clients[0]], place[report.clients[-1]])] = report.payload
+        rows = [report for report in reports if not report.payload.folded]
+        if rows:
+            nodes.update(leaves(tree, stacked(cohort, rows), place, self.fold))
+        whole = total(tree, nodes)
+        assert whole is not None
+        return whole
 
     def reduce(self, blocks: Sequence[Updates], scales: Sequence[float]) -> Aggregate:
-        """Folded blocks, one a plan, each scaled by its staleness weight, over the denominator."""
-        weight = sum(scale * float(block.weights[0]) for block, scale in zip(blocks, scales, strict=True))
-        over = self.denominator or weight
+        """Folded blocks, one a plan, each scaled for its staleness, over the denominator or the sum of weights.
+
+        Scales are not in that sum: stale updates shorten the step, as in FedBuff. The tail's means are by scaled weight.
+        """
+        over = self.denominator or sum(float(block.weights[0]) for block in blocks)
         values = sum(block.values[0] * scale for block, scale in zip(blocks, scales, strict=True)) / over
+        scaled = sum(float(block.weights[0]) * scale for block, scale in zip(blocks, scales, strict=True))
         tail = {
-            name: sum(float(block.tail[name][0]) * scale for block, scale in zip(blocks, scales, strict=True)) / over
+            name: sum(float(block.tail[name][0]) * scale for block, scale in zip(blocks, scales, strict=True))
+            / (self.denominator or scaled)
             for name in blocks[0].tail
         }
         return Aggregate(values, tail)

@@ -62,9 +62,7 @@ class FedAvg:
         self, received: Mapping[str, Array], fit: Fit, memory: Memory
     ) -> tuple[Updates, Mapping[str, Array]]:
         """Local minus received parameters, weighted by examples."""
-        update = fit(received["params"])  # ours: nobody else holds it, so that it may be changed in place
-        update -= received["params"]
-        return fit.updates(update), {}
+        return fit.updates(fit.change(received["params"])), {}
 
     def server_update(self, state: State, mean: Aggregate) -> State:
         """Add the mean update; the server's parameters stay float32."""

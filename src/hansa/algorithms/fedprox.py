@@ -39,6 +39,4 @@ class FedProx(FedAvg):
     ) -> tuple[Updates, Mapping[str, Array]]:
         """FedAvg's update, with every gradient pulled towards the received parameters."""
         start = received["params"]
-        update = fit(start, strength=self.strength, anchor=start)
-        update -= start
-        return fit.updates(update), {}
+        return fit.updates(fit.change(start, strength=self.strength, anchor=start)), {}

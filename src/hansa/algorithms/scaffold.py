@@ -53,7 +53,7 @@ class SCAFFOLD(FedAvg):
     ) -> tuple[Updates, Mapping[str, Array]]:
         """``[w_i - w, c_i+ - c_i]``, and c_i+ to remember."""
         control, own = received["control"], memory.get("control", np.zeros_like(received["control"]))
-        step = fit(received["params"], linear=self.correction * (control - own)) - received["params"]
+        step = fit.change(received["params"], linear=self.correction * (control - own))
         walked = np.maximum(fit.num_steps, 1)[:, None] * fit.local.learning_rate
         change = (-control - step / walked).astype(np.float32)
         return fit.updates(np.concatenate([step, change], axis=1)), {"control": own + change}

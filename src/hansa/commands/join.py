@@ -18,7 +18,7 @@ from hansa.federation import Federation, Pair
 from hansa.network.participant import Participant
 from hansa.terminal import console
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
-from hansa.training.simulate import held_out
+from hansa.data.source import held_out
 
 
 @dataclass(frozen=True)

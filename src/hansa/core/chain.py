@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.core.key import Key
+from hansa.core.key import Key, Streams
 from hansa.core.protocols import Aggregate, Array, Codec, Draws, Memory, Plan, Settings, State, Updates, UpdateTransform
 
 
@@ -73,15 +73,17 @@ def encode(
     transforms: Sequence[UpdateTransform],
     updates: Updates,
     plan: Plan,
-    memory: Sequence[Memory],
+    memory: Memory,
     secret: Sequence[Key],
 ) -> tuple[Updates, dict[str, Array]]:
     """Every client half in order; what clients remember is filed under ``{position}.{name}``."""
     remembered: dict[str, Array] = {}
     for i, (transform, settings) in enumerate(zip(transforms, plan.settings, strict=True)):
-        rows = tuple(plan.key.child("transform", i, client) for client in updates.clients)
-        draws = Draws(plan.key.child("transform", i), rows, tuple(s.child("transform", i) for s in secret))
-        updates, kept = transform.encode(updates, settings, memory[i], draws)
+        rows = Streams(updates.clients, lambda client, i=i: plan.key.child("transform", i, client))
+        own = Streams(secret, lambda key, i=i: key.child("transform", i))
+        updates, kept = transform.encode(
+            updates, settings, memory.part(str(i)), Draws(plan.key.child("transform", i), rows, own)
+        )
         remembered |= {f"{i}.{name}": value for name, value in kept.items()}
     return updates, remembered
 

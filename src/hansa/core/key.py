@@ -48,16 +48,20 @@ class Key(NamedTuple):
 
 
 class Streams(Sequence[Key]):
-    """Keys that are made when they are asked for: most parts of a round draw nothing."""
+    """Keys that are made when they are asked for: most parts of a round draw nothing.
 
-    def __init__(self, count: int, make: Callable[[int], Key]) -> None:
-        self._count, self._make = count, make
+    >>> Streams(("a", "b"), Key.of(0).child)[1:][0] == Key.of(0).child("b")
+    True
+    """
+
+    def __init__(self, names: Sequence[Any], make: Callable[[Any], Key]) -> None:
+        self._names, self._make = names, make
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._names)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._make(range(self._count)[index])
+        return Streams(self._names[index], self._make) if isinstance(index, slice) else self._make(self._names[index])
 
 
 def words(keys: Sequence[Key], count: int, start: int = 0) -> npt.NDArray[np.uint32]:

@@ -88,8 +88,8 @@ class Draws(NamedTuple):
     """The random streams of one transform in one plan."""
 
     shared: Key  # the same for every client and for the server
-    rows: tuple[Key, ...]  # a client's own
-    secret: tuple[Key, ...]  # a client's own, unknown to the server
+    rows: Sequence[Key]  # a client's own
+    secret: Sequence[Key]  # a client's own, unknown to the server
 
 
 class Aggregate(NamedTuple):
@@ -104,21 +104,35 @@ class Aggregate(NamedTuple):
 
 
 class Memory:
-    """What clients keep between rounds, as blocks: a client without an entry gets the default row.
+    """What clients keep between rounds, as a block: a client without an entry gets the default row.
 
     >>> import numpy as np
     >>> Memory([{"bias": np.ones(2)}, {}]).get("bias", np.zeros(2)).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Array]]) -> None:
-        self.rows = tuple(rows)
+    def __init__(self, rows: Sequence[Mapping[str, Array]], prefix: str = "") -> None:
+        self._rows, self._prefix = rows, prefix
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def get(self, name: str, default: Array) -> Array:
         """The rows called ``name``: (num_clients, length); ``default`` is one row (length,)."""
         import numpy as np
 
-        return np.stack([np.asarray(row.get(name, default)) for row in self.rows])
+        return np.stack([np.asarray(row.get(self._prefix + name, default)) for row in self._rows])
+
+    def part(self, name: str) -> Memory:
+        """What the clients keep for one part: the algorithm (``a``) or the transform at a position (``0``)."""
+        return Memory(self._rows, f"{self._prefix}{name}.")
+
+
+class Remembered(NamedTuple):
+    """What clients will keep once their report has counted: arrays (num_clients, ...) by part and name."""
+
+    clients: tuple[Client, ...]
+    arrays: Mapping[str, Array]
 
 
 class Fit(Protocol):
@@ -147,6 +161,7 @@ class Fit(Protocol):
         models: Mapping[str, Array] | None = None,
         steps: int | None = None,
     ) -> Array: ...
+    def change(self, params: Array, **options: Any) -> Array: ...  # fit(params, ...) - params
     def updates(
         self, values: Array, weights: Array | None = None, tail: Mapping[str, Array] | None = None
     ) -> Updates: ...
@@ -206,6 +221,7 @@ class Runtime(Protocol):
     """Where clients run."""
 
     def start(self, plan: Plan, clients: Sequence[Client]) -> None: ...  # idempotent by slot
-    def reports(self, slot: Slot | None) -> Iterator[Report]: ...  # a slot's frozen set; None: arrivals as they come
+    def reports(self, slot: Slot) -> Iterator[Report]: ...  # a slot's frozen set
+    def arrivals(self, count: int, refill: Callable[[int], None]) -> Iterator[Report]: ...  # the next so many clients
     def settle(self, slot: Slot, counted: Sequence[Client]) -> None: ...  # commit or drop memory, forget scratch
     def once(self, name: str, make: Callable[[], bytes]) -> Key: ...  # durable before it is used

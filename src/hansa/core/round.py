@@ -1,4 +1,4 @@
-"""The whole story of federated learning: ``client_round``, ``server_round`` and the buffered loop.
+"""The whole story of federated learning: ``client_round``, and ``server_round`` or ``buffered_round``.
 
 The runtime's four calls are the only lines behind which a network may lie. After a crash a round is replayed from its
 start: frozen reports and the attempt's secret come from the runtime, so that the replay gives the same bits.
@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hansa.core import chain
-from hansa.core.errors import Abandoned
+from hansa.core.errors import Abandoned, InputError
 from hansa.core.key import Key, Streams
 from hansa.core.layout import Layout
-from hansa.core.protocols import Aggregate, Array, Client, Fit, Memory, Plan, Report, Runtime, Slot, State, Updates
+from hansa.core.protocols import (
+    Aggregate, Array, Client, Fit, Memory, Plan, Remembered, Report, Runtime, Slot, State, Updates,
+)  # fmt: skip
 from hansa.core.tasks import Parts
 
 
@@ -38,76 +40,71 @@ class Context(NamedTuple):
 
 
 def client_round(
-    parts: Parts,
-    plan: Plan,
-    fit: Fit,
-    memory: Sequence[Mapping[str, Array]],
-    scratch: Mapping[Client, Any],
-    secret: Sequence[Key],
-) -> tuple[Report, dict[Client, dict[str, Array]], Mapping[Client, Any]]:
+    parts: Parts, plan: Plan, fit: Fit, memory: Memory, scratch: Mapping[Client, Any], secret: Sequence[Key]
+) -> tuple[Report, Remembered, Mapping[Client, Any]]:
     """One exchange for a block of clients: perhaps learn and encode, then answer the aggregator.
 
-    Returns the report, the new memory of each client that learned, and the scratch to keep until the round is settled.
+    Returns the report, the new memory of the clients that learned, and the scratch to keep until the round is settled.
     A client whose update is not finite, or that has nothing to learn from, is refused here with a reason.
     """
     updates: Updates | None = None
-    remembered: dict[Client, dict[str, Array]] = {}
-    refused: dict[Client, str] = {}
+    remembered, refused, here = Remembered((), {}), dict[Client, str](), fit.clients
     if plan.learn:
         updates, remembered, refused = _learn(parts, plan, fit, memory, secret)
         if refused:
             secret = [s for s, client in zip(secret, fit.clients, strict=True) if client not in refused]
-    held = {client: scratch.get(client, {}) for client in fit.clients if client not in refused}
-    streams = Streams(len(secret), lambda i: secret[i].child("aggregator", plan.slot.exchange))
+            here = updates.clients
+    held = {client: scratch.get(client, {}) for client in here} if scratch or updates is None else {}
+    streams = Streams(secret, lambda key: key.child("aggregator", plan.slot.exchange))
     payload, kept, more = parts.aggregator.answer(plan, updates, held, streams)
-    refused |= more
-    return Report(plan.slot, tuple(c for c in held if c not in more), payload, refused), remembered, kept
+    if more:
+        here = tuple(client for client in here if client not in more)
+    return Report(plan.slot, here, payload, {**refused, **more}), remembered, kept
 
 
 def _learn(
-    parts: Parts, plan: Plan, fit: Fit, memory: Sequence[Mapping[str, Array]], secret: Sequence[Key]
-) -> tuple[Updates, dict[Client, dict[str, Array]], dict[Client, str]]:
+    parts: Parts, plan: Plan, fit: Fit, memory: Memory, secret: Sequence[Key]
+) -> tuple[Updates, Remembered, dict[Client, str]]:
     """The algorithm's client half and the chain's encode, less the rows that may not count."""
-    own = [_namespace(memory, "a")] + [_namespace(memory, str(i)) for i in range(len(parts.transforms))]
-    updates, new = parts.algorithm.client_update(plan.broadcast, fit, own[0])
+    updates, new = parts.algorithm.client_update(plan.broadcast, fit, memory.part("a"))
     remembered = {f"a.{name}": value for name, value in new.items()}
     if parts.train_loss and fit.train_loss is not None:
         updates = updates._replace(tail={**updates.tail, "train_loss": fit.train_loss})
     updates = updates._replace(weights=np.asarray(updates.weights, dtype=np.float64))
     refused, made = _refusals(parts, updates), updates.values
     with np.errstate(over="ignore", invalid="ignore"):  # rows that are not finite are refused, so numpy need not say so
-        updates, more = chain.encode(parts.transforms, updates, plan, own[1:], secret)
+        updates, more = chain.encode(parts.transforms, updates, plan, memory, secret)
         updates = updates._replace(values=_cast(updates.values, parts.dtype))
     if updates.values is not made:
         refused = _refusals(parts, updates) | refused
-    remembered |= more
-    rows = {
-        client: {**memory[i], **{name: np.array(value[i]) for name, value in remembered.items()}}
-        for i, client in enumerate(updates.clients)
-        if client not in refused
-    }
+    return *_without(refused, updates, {**remembered, **more}), refused
+
+
+def refuse(parts: Parts, report: Report, new: Remembered) -> tuple[Report, Remembered]:
+    """A block's report less the rows that are not finite, for a caller who told ``client_round`` not to look."""
+    refused = _refusals(parts, report.payload)
+    rows, kept = _without(refused, report.payload, new.arrays)
+    return Report(report.slot, rows.clients, rows, {**report.refused, **refused}), kept
+
+
+def _without(refused: Mapping[Client, str], updates: Updates, new: Mapping[str, Array]) -> tuple[Updates, Remembered]:
     if refused:
-        updates = updates.take([i for i, client in enumerate(updates.clients) if client not in refused])
-    return updates, rows if remembered else {}, refused
+        good = [i for i, client in enumerate(updates.clients) if client not in refused]
+        updates, new = updates.take(good), {name: value[good] for name, value in new.items()}
+    return updates, Remembered(updates.clients if new else (), new)
 
 
 def _refusals(parts: Parts, updates: Updates) -> dict[Client, str]:
     """Why a row may not count, by client."""
     if not parts.must_be_finite:
         return {}
-    refused = {
-        c: "no training examples" for c, weight in zip(updates.clients, updates.weights, strict=True) if not weight > 0
-    }
-    finite = chain.finite_rows(updates.values) & np.isfinite(updates.weights)
+    finite = np.isfinite(updates.weights)
+    if parts.look_at_values:
+        finite &= chain.finite_rows(updates.values)
     for name, column in updates.tail.items():
         finite &= np.isfinite(np.asarray(column)) | (name == "train_loss")
-    return refused | {c: "update is not finite" for c, good in zip(updates.clients, finite, strict=True) if not good}
-
-
-def _namespace(memory: Sequence[Mapping[str, Array]], name: str) -> Memory:
-    """What clients keep for one part: the algorithm (``a``) or the transform at a position."""
-    prefix = f"{name}."
-    return Memory([{k[len(prefix) :]: v for k, v in row.items() if k.startswith(prefix)} for row in memory])
+    refused = {updates.clients[i]: "no training examples" for i in np.flatnonzero(~(updates.weights > 0)).tolist()}
+    return refused | {updates.clients[i]: "update is not finite" for i in np.flatnonzero(~finite).tolist()}
 
 
 def _cast(values: Array, dtype: str) -> Array:
@@ -219,57 +216,47 @@ def server_round(
     return state, mean
 
 
-def buffered_rounds(
+def buffered_round(
     parts: Parts,
     state: ServerState,
     runtime: Runtime,
-    clients: Sequence[Client],
+    plans: Mapping[Slot, Plan],
     context: Context,
+    version: int,
     *,
     buffer_size: int,
-    num_rounds: int,
-    staleness: Callable[[int], float] = lambda rounds: 1 / math.sqrt(1 + rounds),
-    on_round: Callable[[int, ServerState, Aggregate], None] | None = None,
-) -> ServerState:
-    """Buffered asynchronous rounds: the same plans, ``client_round`` and ``combine``; only who waits for whom differs.
+    staleness: Callable[[int], float],
+    refill: Callable[[int], None],
+) -> tuple[ServerState, Aggregate]:
+    """One buffered asynchronous round: the next ``buffer_size`` reports, whatever plan they answer.
 
-    Nguyen et al., "Federated learning with buffered asynchronous aggregation", AISTATS 2022,
-    algorithm 1 (FedBuff). An update that comes ``s`` rounds late is scaled by ``staleness(s)``.
+    Nguyen et al., "Federated learning with buffered asynchronous aggregation", AISTATS 2022, algorithm 1 (FedBuff).
+    ``plans`` are those under way, kept up by the runtime; an update that comes ``s`` rounds late is scaled by
+    ``staleness(s)``. ``refill(n)`` starts ``n`` more clients, and is called as soon as so many have reported.
     """
-    plans: dict[int, Plan] = {}
-    waiting: list[Report] = []
-    version, exchange = 0, _only_exchange(parts, tuple(clients))
-
-    def send(who: Sequence[Client]) -> None:
-        plans[version] = make_plan(parts, state, context, clients, Slot(version, 0, exchange))
-        runtime.start(plans[version], who)
-
-    send(clients)
-    for report in runtime.reports(None):
-        waiting.append(report)
-        if sum(len(r.clients) for r in waiting) < buffer_size:
-            continue
-        groups = []
-        for number in sorted({r.slot.round for r in waiting}):
-            late = {exchange: tuple(r for r in waiting if r.slot.round == number)}
-            groups.append((plans[number], parts.aggregator.open(tuple(clients), late)))
-        scales = [staleness(version - plan.slot.round) for plan, _ in groups]
-        secret = runtime.once(f"secret train {version} 0", lambda: os.urandom(32))
-        state, mean = combine(parts, state, groups, scales, secret, context)
-        for plan, block in groups:  # once a plan: a runtime may forget a plan's attempt when nobody else is under way
-            runtime.settle(plan.slot, block.clients)
-        if on_round:
-            on_round(version, state, mean)
-        idle, waiting, version = [c for r in waiting for c in r.clients], [], version + 1
-        if version == num_rounds:
-            break
-        send(idle)
-    return state
+    late: dict[Slot, list[Report]] = {}
+    for report in runtime.arrivals(buffer_size, refill):
+        late.setdefault(report.slot, []).append(report)
+    groups: list[tuple[Plan, Updates]] = []
+    for slot in sorted(late):
+        here = tuple(client for report in late[slot] for client in (*report.clients, *report.refused))
+        block = parts.aggregator.open(here, {slot.exchange: tuple(late[slot])})
+        groups += [(plans[slot], block)] if block.clients else []
+    if not groups:
+        for slot in late:
+            runtime.settle(slot, ())
+        raise Abandoned(f"round {version}: expected at least one client's update, found none; nothing was released")
+    scales = [staleness(version - plan.slot.round) for plan, _ in groups]
+    secret = runtime.once(f"secret train {version} 0", lambda: os.urandom(32))
+    state, mean = combine(parts, state, groups, scales, secret, context)
+    for slot in late:  # a client is in a buffer once, so that it cannot be counted for another's plan
+        runtime.settle(slot, mean.clients)
+    return state, mean
 
 
-def _only_exchange(parts: Parts, cohort: tuple[Client, ...]) -> str:
-    """The name of a plain aggregator's one exchange."""
+def only_exchange(parts: Parts, cohort: tuple[Client, ...]) -> str:
+    """The name of a plain aggregator's one exchange; buffered rounds need such a one."""
     ask = parts.aggregator.ask(cohort, {})
     if ask is None or not ask.learn:
-        raise Abandoned("buffered rounds: expected an aggregator with one exchange, found one with several; use Mean()")
+        raise InputError("buffered rounds: expected an aggregator of one exchange, found one of several; use Mean()")
     return ask.exchange

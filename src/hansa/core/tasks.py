@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     aggregator: Aggregator
     dtype: str = "float32"  # of the values on the wire
     must_be_finite: bool = True
+    look_at_values: bool = True  # False: whoever adds the rows looks at their sum, and calls ``refuse`` if need be
     train_loss: bool = False  # each client's mean training loss travels in the tail
 
 
@@ -33,7 +34,7 @@ def model_of(algorithm: Any, received: Mapping[str, Array], memory: Memory) -> A
     if hasattr(algorithm, "model"):
         return algorithm.model(received, memory)
     params = received["params"]
-    return np.broadcast_to(params, (len(memory.rows), params.shape[0]))
+    return np.broadcast_to(params, (len(memory), params.shape[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

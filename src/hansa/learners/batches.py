@@ -54,6 +54,33 @@ def batches(
         yield np.where(real, order[clients, np.minimum(places, max(widest - 1, 0))], 0), real
 
 
+def laid_out(
+    keys: Sequence[Key], sizes: Indices, local: LocalTraining, most: int
+) -> tuple[Indices, npt.NDArray[np.bool_]] | None:
+    """All that ``batches`` gives, at once: rows and which are real, both (num_steps, num_clients, batch_size).
+
+    None where that would be more than ``most`` rows, or drawing it ahead would.
+    """
+    steps, per_epoch = num_steps(sizes, local), np.maximum(_per_epoch(sizes, local), 1)
+    num, widest = int(steps.max(initial=0)), int(sizes.max(initial=0))
+    width = widest if local.batch_size is None else min(local.batch_size, widest)
+    epochs = -(-steps // per_epoch)
+    if not num or len(sizes) * max(num * width, int(epochs.max()) * widest) > most:
+        return None
+    drawn = np.flatnonzero((sizes > width) & (epochs > 0))
+    order = np.broadcast_to(np.arange(widest, dtype=np.int64), (int(epochs.max()), len(sizes), widest))
+    if len(drawn):
+        order, pairs = order.copy(), [(e, i) for i in drawn.tolist() for e in range(int(epochs[i]))]
+        epoch, client = np.array(pairs).T
+        found = permutations([keys[i].child("epoch", e) for e, i in pairs], sizes[client])
+        order[epoch, client, : found.shape[1]] = found
+    step = np.arange(num)[:, None]
+    within = (step % per_epoch)[:, :, None] * width + np.arange(width)
+    real = (within < sizes[:, None]) & (step < steps)[:, :, None]
+    rows = order[(step // per_epoch)[:, :, None] * real, np.arange(len(sizes))[:, None], np.where(real, within, 0)]
+    return np.where(real, rows, 0), real
+
+
 def _per_epoch(sizes: Indices, local: LocalTraining) -> Indices:
     """Batches in one local epoch of each client."""
     if local.batch_size is None:

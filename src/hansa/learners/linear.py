@@ -14,6 +14,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.layout import Layout
 from hansa.core.protocols import Array
+from hansa.data.block import Block
 from hansa.learners.batches import batches, num_steps
 from hansa.learners.checks import check_features, check_labels, refuse_corrections
 from hansa.learners.scores import evaluated, labels, logistic_loss, probabilities, sigmoid
@@ -108,6 +109,11 @@ class LinearLearner:
         tensors = {"weight": np.zeros((outputs, self.num_features), np.float32), "bias": np.zeros(outputs, np.float32)}
         return Layout.of(tensors)
 
+    def columns(self, dataset: Any) -> dict[str, npt.NDArray[Any]]:
+        """A dataset's arrays in float32, as blocks of clients keep them."""
+        columns = {"x": np.asarray(dataset.x, dtype=np.float32), "y": np.asarray(dataset.y, dtype=np.float32)}
+        return columns if dataset.weights is None else {**columns, "weights": dataset.weights.astype(np.float32)}
+
     def initial(self, key: Key) -> Floats:
         """Zeros (num_params,): the loss is convex, so any start will do and ``key`` is not used."""
         return np.zeros(self.layout.num_params, np.float32)
@@ -130,7 +136,10 @@ class LinearLearner:
             raise InputError(
                 "LinearLearner: expected a client_learning_rate, found none; give client_learning_rate=0.1"
             )
-        stack = _Stack(datasets, self.num_features, local.batch_size)
+        block = datasets if isinstance(datasets, Block) else Block.of(datasets, self.columns)
+        if block is None:
+            raise InputError("LinearLearner: expected clients of one form, found others; run federation.check_data")
+        stack = _Stack(block, local.batch_size)
         result = np.array(params, dtype=np.float32)
         current, who, optimizer = result, np.arange(len(result)), Steps(local, correction, result)
         losses, weights = np.zeros(len(result)), np.zeros(len(result))
@@ -220,24 +229,19 @@ class LinearLearner:
 
 
 class _Stack:
-    """The rows of a block of clients, one client after another, and the batches that steps take from them."""
+    """The rows of a block of clients, and the batches that steps take from them."""
 
-    def __init__(self, datasets: Sequence[Any], num_features: int, batch_size: int | None) -> None:
-        self.sizes = np.array([len(dataset) for dataset in datasets], dtype=np.int64)
-        some = [dataset for dataset, size in zip(datasets, self.sizes.tolist(), strict=True) if size]
-        total, widest = int(self.sizes.sum()), int(self.sizes.max(initial=0))
-        self._starts = np.minimum(np.cumsum(self.sizes) - self.sizes, max(total - 1, 0))
-        self._x = np.concatenate([np.zeros((0, num_features), np.float32), *(d.x for d in some)], dtype=np.float32)
-        self._y = np.concatenate([np.zeros(0, np.float32), *(d.y for d in some)], dtype=np.float32)
-        self._weights: Floats | None = None
-        if any(d.weights is not None for d in some):
-            own = [np.ones(len(d)) if d.weights is None else d.weights for d in some]
-            self._weights = np.concatenate(own, dtype=np.float32)
+    def __init__(self, block: Block, batch_size: int | None) -> None:
+        self.sizes, widest = block.sizes, int(block.sizes.max(initial=0))
+        self._starts = np.minimum(block.starts, max(block.num_rows - 1, 0))
+        x, y = block.columns["x"][: block.num_rows], block.columns["y"][: block.num_rows]
+        self._x, self._y, self._weights = x, y, block.columns.get("weights")
         self._fixed = batch_size is None or batch_size >= widest  # every step takes all rows as they lie
         self._last: tuple[int, Floats, Floats] | None = None
-        if self._fixed and widest and (self.sizes == widest).all():
-            shape = (len(self.sizes), widest)
-            self._last = (len(self.sizes), self._x.reshape(*shape, num_features), self._y.reshape(shape))
+        if self._fixed and widest and (self.sizes == widest).all() and not (self._starts % widest).any():
+            clients, last = self._starts // widest, block.num_rows // widest
+            by_client = x[: last * widest].reshape(last, widest, -1), y[: last * widest].reshape(last, widest)
+            self._last = (len(clients), by_client[0].take(clients, axis=0), by_client[1].take(clients, axis=0))
 
     def batch(
         self, rows: npt.NDArray[np.int64], real: npt.NDArray[np.bool_], who: npt.NDArray[np.intp]

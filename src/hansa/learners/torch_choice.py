@@ -8,15 +8,18 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hansa.core.errors import HansaError
+from hansa.learners.failed import ClientFailed
 from hansa.learners.torch_batched import Batched, chunk_size
+from hansa.learners.torch_data import Rows
 from hansa.learners.torch_job import Job, Losses, Others
 from hansa.learners.torch_layers import chain_of
 from hansa.learners.torch_loop import Loop
@@ -30,22 +33,30 @@ _TRIAL_LOOPED = 2  # clients that the loop is timed on; one of them costs what a
 
 
 class Trainer:
-    """Trains jobs in the way that a trial found faster; ``forced`` says which, True only where it can be done."""
+    """Trains jobs in the way that a trial found faster; ``forced`` says which, True only where it can be done.
 
-    def __init__(self, flat: FlatModel, loss: NamedLoss | OwnLoss, others: Others, forced: bool | None) -> None:
-        self._flat, self._loss, self._others, self._forced = flat, loss, others, forced
+    ``is_lower`` is whether the module trains in bfloat16; two ways may then differ by more.
+    """
+
+    def __init__(
+        self, flat: FlatModel, loss: NamedLoss | OwnLoss, others: Others, forced: bool | None, is_lower: bool = False
+    ) -> None:
+        self._flat, self._loss, self._others, self._forced, self._is_lower = flat, loss, others, forced, is_lower
         self._loop = Loop(flat, loss, others)
         self._said: set[str] = set()
-        self.choices: dict[str, str] = {}  # by situation: "loop" or "batched"
-        self._chain = chain_of(flat, loss)
+        self.choices: MutableMapping[str, str] = {}  # by situation: "loop" or "batched"
+        self._chain = None if is_lower else chain_of(flat, loss)
 
     def fit(self, job: Job, out: Tensor) -> Losses:
         """Train every client of the job into its row of ``out``; the mean loss that each has seen (num_clients,)."""
         if self._forced is False or (job.sizes > 0).sum() < 2 or len(job.sizes) < 2:
             return self._loop.fit(job, out)
-        situation = _situation(job)
+        situation = _situation(job) + (", in bfloat16" if self._is_lower else "")
         if situation not in self.choices:
-            self.choices[situation] = self._choose(job)
+            try:
+                self.choices[situation] = self._choose(job)
+            except ClientFailed:  # there is nothing to choose before this client is named, by its row in this job
+                return self._loop.fit(job, out)
         if self.choices[situation] == "batched":
             try:
                 return self._batched(job).fit(job, out)
@@ -53,23 +64,27 @@ class Trainer:
                 raise
             except Exception as error:  # what one block allowed, another need not: the loop decides
                 self.choices[situation] = "loop"
+                self._flat.stacks.clear()  # the loop may do with what memory there is
                 self._say(f"cannot train these clients at once: {_first_line(error)}")
         return self._loop.fit(job, out)
 
     def _batched(self, job: Job) -> Batched:
         way = self._chain or Mapped(self._flat, self._loss, {name: self._others[name] for name in job.models})
-        return Batched(self._flat, self._loss, way, self._others)
+        return _Batched(self._flat, self._loss, way, self._others)
 
     def _choose(self, job: Job) -> str:
         """The way for jobs like this one."""
-        if self._flat.batch_norms:
-            self._say("BatchNorm mixes the examples of a batch")
+        if any(norm.momentum is None for norm in self._flat.batch_norms):
+            self._say("BatchNorm without momentum counts its batches, which differ from client to client")
             return "loop"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # torch warns where mapping is slower than a loop
-                ratio = self._trial(job)
-        except HansaError:
+                ratio = self._trial(job) if self._pads(job) else None
+        except HansaError as error:
+            if isinstance(error.__cause__, Warning):
+                self._say(f"it cannot be batched: {_first_line(error.__cause__)}")
+                return "loop"
             raise
         except Exception as error:  # the reasons are as many as there are models
             self._say(f"it cannot be batched: {_first_line(error)}")
@@ -85,13 +100,34 @@ class Trainer:
     def _trial(self, job: Job) -> float | None:
         """Seconds a client of the batched way over those of the loop, in two steps; None where they do not agree."""
         clients = np.flatnonzero(job.sizes)[: chunk_size(job)]
-        trial = job.take(clients)._replace(local=replace(job.local, epochs=None, steps=_TRIAL_STEPS))
+        trial = job.take(clients)._replace(local=replace(job.local, epochs=None, steps=_TRIAL_STEPS), change=False)
         looped, batched = trial.part(0, _TRIAL_LOOPED), self._batched(job)
         theirs, ours = (torch.empty(part.params.shape, device=self._flat.device) for part in (looped, trial))
         loop_seconds = self._seconds(lambda: self._loop.fit(looped, theirs)) / len(theirs)
         batched_seconds = self._seconds(lambda: batched.fit(trial, ours)) / len(ours)
         agree = self._agree(looped.params, ours[: len(theirs)], theirs)
         return batched_seconds / loop_seconds if agree else None
+
+    def _pads(self, job: Job) -> bool:
+        """Whether padding leaves a client alone: two clients, one of which has an example less, take one step.
+
+        A model that looks at other examples of its batch gives something else where some of them are padding.
+        """
+        clients = np.argsort(-job.sizes, kind="stable")[:2]
+        width = int(min(job.local.batch_size or job.sizes.max(), job.sizes[clients].min()))
+        if width < 2 or not isinstance(job.examples, Rows):
+            return True
+        sizes = np.array([width, width - 1])
+        pair = job.take(clients)._replace(
+            examples=Rows(job.examples.everyone, job.examples.starts[clients], sizes),
+            sizes=sizes,
+            local=replace(job.local, epochs=None, steps=1, batch_size=width),
+            change=False,
+        )
+        theirs, ours = (torch.empty(pair.params.shape, device=self._flat.device) for _ in range(2))
+        self._loop.fit(pair, theirs)
+        self._batched(job).fit(pair, ours)
+        return self._agree(pair.params, ours, theirs)
 
     def _seconds(self, work: Callable[[], Losses]) -> float:
         """How long ``work`` takes, after a first time for warming up."""
@@ -116,7 +152,7 @@ class Trainer:
         mask = torch.from_numpy(self._flat.layout.mask("parameter")).to(before.device)
         for part in (mask, ~mask):
             gap, moved = (ours - theirs)[:, part].norm(), (theirs - before)[:, part].norm()
-            if not gap <= 0.02 * moved + 1e-6 * float(part.sum()) ** 0.5:
+            if not gap <= (0.1 if self._is_lower else 0.02) * moved + 1e-6 * float(part.sum()) ** 0.5:
                 return False
         return True
 
@@ -125,6 +161,18 @@ class Trainer:
         if reason not in self._said:
             self._said.add(reason)
             _LOG.warning("TorchLearner trains clients one by one: %s", reason)
+
+
+class _Batched(Batched):
+    """Tells a mapped model which clients train next, and asks it for their buffers afterwards."""
+
+    def _fit_chunk(self, job: Job, rows: Tensor, *rest: Any) -> Any:
+        if not isinstance(self._way, Mapped):
+            return super()._fit_chunk(job, rows, *rest)
+        self._way.begin(job)
+        found = super()._fit_chunk(job, rows, *rest)
+        self._way.finish(job, rows)
+        return found
 
 
 def _situation(job: Job) -> str:
@@ -136,5 +184,5 @@ def _situation(job: Job) -> str:
     return f"{kind}{terms}{models}, batch_size={job.local.batch_size}, {width} clients or more"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,10 +1,11 @@
-"""A client's arrays as tensors: without a copy where the type allows it, and converted once where it does not."""
+"""Clients' rows as tensors: one large tensor a column, from which a block of clients is gathered at once."""
 
 from __future__ import annotations
 
 import math
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hansa.data.block import Block
+
 Features = Tensor | dict[str, Tensor]
+Integers = npt.NDArray[np.int64]
 
 
 class Examples(NamedTuple):
@@ -71,6 +75,51 @@ class Examples(NamedTuple):
         return Examples(x, y, None if self.weights is None else self.weights.index_select(0, rows))
 
 
+class Rows(Sequence[Examples]):
+    """A block's clients: client ``i`` holds ``starts[i] : starts[i] + sizes[i]`` of ``everyone``."""
+
+    def __init__(self, everyone: Examples, starts: Integers, sizes: Integers) -> None:
+        self.everyone, self.starts, self.sizes = everyone, starts, sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self.everyone, self.starts[index], self.sizes[index])
+        start = int(self.starts[index])
+        return self.everyone.part(start, start + int(self.sizes[index]))
+
+    def take(self, clients: Integers) -> Rows:
+        """Some of the clients, in that order."""
+        return Rows(self.everyone, self.starts[clients], self.sizes[clients])
+
+    def gather(self, index: Integers) -> Examples:
+        """The rows ``index`` (num_clients, num_rows) of each client: (num_clients, num_rows, ...)."""
+        flat = torch.from_numpy((index + self.starts[:, None]).reshape(-1)).to(self.everyone.device)
+        return _shaped(self.everyone.take(flat), index.shape)
+
+    def whole(self) -> Examples:
+        """All rows of clients that hold equally many: (num_clients, num_rows, ...)."""
+        size = int(self.sizes[0])
+        if (self.starts % size).any():
+            return self.gather(np.tile(np.arange(size), (len(self.sizes), 1)))
+        last = (int(self.starts.max()) + size) // size  # clients stand at multiples of their size: take each at once
+        clients = torch.from_numpy(self.starts // size).to(self.everyone.device)
+        return _shaped(self.everyone.part(0, last * size), (last, size)).take(clients)
+
+
+def _shaped(examples: Examples, shape: tuple[int, ...]) -> Examples:
+    """Rows laid out as (num_clients, num_rows, ...)."""
+
+    def view_of(tensor: Tensor) -> Tensor:
+        return tensor.view(*shape, *tensor.shape[1:])
+
+    x = {name: view_of(p) for name, p in examples.x.items()} if isinstance(examples.x, dict) else view_of(examples.x)
+    own = [None if t is None else view_of(t) for t in (examples.y, examples.weights)]
+    return Examples(x, own[0], own[1])
+
+
 class Stacked(NamedTuple):
     """One batch of each client of a block."""
 
@@ -78,6 +127,7 @@ class Stacked(NamedTuple):
     y: Tensor | None
     shares: Tensor  # (num_clients, width): each example's share of its batch's mean, 0 where padded
     counts: npt.NDArray[np.int64]  # (num_clients,): examples that are not padding; they come first
+    seen: Tensor | None = None  # (num_clients, width, 1): where a way may write each example's log-likelihood
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -93,50 +143,86 @@ def parts(x: Features) -> dict[str, Tensor]:
     return x if isinstance(x, dict) else {"": x}
 
 
-class Reader:
-    """Datasets as ``Examples`` on one device.
+def columns_of(dataset: Any, label_type: str | None) -> dict[str, npt.NDArray[Any]]:
+    """A dataset's arrays in the types that tensors will have.
 
     Floating features become float32; so do truth values and bytes (images); other integers become int64 (tokens).
     ``label_type`` is the type of ``y``: None keeps integers as int64 and floats as float32.
     """
+    x = dataset.x
+    named = {f"x.{name}": part for name, part in x.items()} if isinstance(x, dict) else {"x": x}
+    columns = {name: _converted(part, _own_type(np.asarray(part), True)) for name, part in named.items()}
+    if dataset.y is not None:
+        y = np.asarray(dataset.y)
+        columns["y"] = _converted(y, label_type or _own_type(y, False))
+    if dataset.weights is not None:
+        columns["weights"] = _converted(dataset.weights, "float32")
+    return columns
+
+
+def _converted(array: Any, dtype: str) -> npt.NDArray[Any]:
+    return np.asarray(array).astype(dtype, copy=False)
+
+
+class Reader:
+    """Datasets as tensors on one device; a shelf's arrays go to a GPU once, and what is added to them as it comes."""
 
     def __init__(self, device: torch.device, label_type: torch.dtype | None) -> None:
-        self._device, self._label_type = device, label_type
-        self._kept: dict[tuple[int, torch.dtype], tuple[weakref.ref[npt.NDArray[Any]], Tensor]] = {}
+        self._device = device
+        self._label_type = None if label_type is None else str(label_type).removeprefix("torch.")
+        self._kept: dict[int, tuple[weakref.ref[npt.NDArray[Any]], Tensor, int]] = {}
+
+    def columns(self, dataset: Any) -> dict[str, npt.NDArray[Any]]:
+        """A dataset as a shelf keeps it."""
+        return columns_of(dataset, self._label_type)
+
+    def rows(self, datasets: Sequence[Any]) -> Sequence[Examples]:
+        """The datasets of a block: ``Rows`` where they have the same columns, else one by one."""
+        block = datasets if isinstance(datasets, Block) else Block.of(datasets, self.columns)
+        if block is None:
+            return [self.examples(dataset) for dataset in datasets]
+        tensors = {name: self._tensor(array, block.num_rows) for name, array in block.columns.items()}
+        return Rows(_examples(tensors), block.starts, block.sizes)
 
     def examples(self, dataset: Any) -> Examples:
         """All rows of a dataset."""
-        y, weights = dataset.y, dataset.weights
-        return Examples(
-            self.features(dataset.x),
-            None if y is None else self._tensor(np.asarray(y), self._label_type or _own_type(np.asarray(y), False)),
-            None if weights is None else self._tensor(np.asarray(weights), torch.float32),
-        )
+        return _examples({name: view(array).to(self._device) for name, array in self.columns(dataset).items()})
 
     def features(self, x: Any) -> Features:
         """An array or a dict of arrays."""
         if isinstance(x, dict):
             return {name: self.features(part) for name, part in x.items()}  # type: ignore[misc]  # parts are arrays
         array = np.asarray(x)
-        return self._tensor(array, _own_type(array, True))
+        return view(_converted(array, _own_type(array, True))).to(self._device)
 
-    def _tensor(self, array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-        """``array`` as it lies in memory where that will do; else a converted copy, kept as long as ``array`` lives."""
-        wanted = np.float32 if dtype == torch.float32 else np.int64
-        as_is = array.dtype == wanted and all(stride >= 0 for stride in array.strides)
-        if as_is and self._device.type == "cpu":
-            return view(array)
-        name = (id(array), dtype)
-        kept = self._kept.get(name)
-        if kept is not None and kept[0]() is array:
-            return kept[1]
-        tensor = view(np.ascontiguousarray(array, dtype=wanted)).to(self._device)
-        self._kept[name] = (weakref.ref(array, lambda _: self._kept.pop(name, None)), tensor)
-        return tensor
+    def _tensor(self, array: npt.NDArray[Any], num_rows: int) -> Tensor:
+        """The first rows of a column on the device."""
+        if self._device.type == "cpu":
+            return view(array[:num_rows])
+        kept = self._kept.get(id(array))
+        tensor, known = (kept[1], kept[2]) if kept is not None and kept[0]() is array else (None, 0)
+        if tensor is None or len(tensor) < num_rows:
+            room = min(len(array), max(num_rows, 2 * known))
+            grown = torch.empty((room, *array.shape[1:]), dtype=view(array[:0]).dtype, device=self._device)
+            if tensor is not None:
+                grown[:known] = tensor[:known]
+            tensor = grown
+        if known < num_rows:
+            tensor[known:num_rows] = view(array[known:num_rows]).to(self._device)
+            name = id(array)
+            self._kept[name] = (weakref.ref(array, lambda _: self._kept.pop(name, None)), tensor, num_rows)
+        return tensor[:num_rows]
+
+
+def _examples(tensors: dict[str, Tensor]) -> Examples:
+    named = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("x.")}
+    return Examples(named or tensors["x"], tensors.get("y"), tensors.get("weights"))
 
 
 def view(array: npt.NDArray[Any]) -> Tensor:
     """A tensor on the memory of ``array``, which nobody here writes to."""
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
     if array.flags.writeable:
         return torch.from_numpy(array)
     with warnings.catch_warnings():  # torch warns that it cannot keep an array read-only
@@ -144,6 +230,6 @@ def view(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _own_type(array: npt.NDArray[Any], is_feature: bool) -> torch.dtype:
+def _own_type(array: npt.NDArray[Any], is_feature: bool) -> str:
     is_byte = is_feature and array.dtype in (np.uint8, np.bool_)
-    return torch.float32 if array.dtype.kind == "f" or is_byte else torch.int64
+    return "float32" if array.dtype.kind == "f" or is_byte else "int64"

@@ -21,6 +21,7 @@ from hansa.learners.torch_evaluate import Evaluator
 from hansa.learners.torch_job import Job, Others
 from hansa.learners.torch_losses import Loss, make_loss
 from hansa.learners.torch_module import FlatModel
+from hansa.learners.torch_precision import lower
 from hansa.learners.torch_steps import Terms
 from hansa.local_training import Correction, Fitted, LocalTraining
 from hansa.metrics import Metrics
@@ -29,8 +30,10 @@ from hansa.metrics import Metrics
 class Engine:
     """One model on one device, and what trains and evaluates it. Not for use by several threads at once."""
 
-    def __init__(self, build_model: Callable[[], Any], loss: Loss, device: str, batched: bool | None) -> None:
-        self.device = _device(device)
+    def __init__(
+        self, build_model: Callable[[], Any], loss: Loss, device: str, batched: bool | None, precision: str = "float32"
+    ) -> None:
+        self.device, self._is_lower = _device(device), precision == "bf16"
         self._build_model, self._batched, self._loss = build_model, batched, make_loss(loss)
         self._tried: dict[str, tuple[int, ...]] = {}
         self.reader = Reader(self.device, self._loss.label_type)
@@ -38,12 +41,16 @@ class Engine:
     @cached_property
     def flat(self) -> FlatModel:
         """The model."""
-        return FlatModel(self._build_model, self.device)
+        flat = FlatModel(self._build_model, self.device)
+        if self._is_lower:
+            lower(flat.module, self.device)
+        return flat
 
     @cached_property
     def trainer(self) -> Trainer:
         """What trains it."""
-        return Trainer(self.flat, self._loss, Others(self._build_model, self.device), self._batched)
+        others = Others(self._build_model, self.device)
+        return Trainer(self.flat, self._loss, others, self._batched, self._is_lower)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -57,18 +64,21 @@ class Engine:
         local: LocalTraining,
         correction: Correction,
         keys: Sequence[Key],
+        change: bool = False,
     ) -> Fitted:
         """Local training of a block; arrays come back as they came: NumPy's, or tensors on the learner's device."""
-        sizes = np.array([len(dataset) for dataset in datasets], dtype=np.int64)
+        sizes = getattr(datasets, "sizes", None)
+        sizes = np.array([len(dataset) for dataset in datasets], dtype=np.int64) if sizes is None else sizes
         received = self.tensor(params)
         job = Job(
             params=received,
-            examples=[self.reader.examples(dataset) for dataset in datasets],
+            examples=self.reader.rows(datasets),
             sizes=sizes,
             local=local,
             terms=self._terms(correction),
             models={name: self._rows(vectors) for name, vectors in correction.models.items()},
             keys=keys,
+            change=change,
         )
         # NumPy asks for large pages, which a matrix as wide as all clients' models needs.
         out = view(np.empty(received.shape, np.float32)).to(self.device)
@@ -78,7 +88,7 @@ class Engine:
 
     def evaluate(self, params: Array, datasets: Sequence[Any], metrics: Metrics) -> npt.NDArray[np.float64]:
         """Metric sums: (num_clients, metrics.size)."""
-        examples = [self.reader.examples(dataset) for dataset in datasets]
+        examples = self.reader.rows(datasets)
         return self.evaluator.evaluate(self.tensor(params), examples, metrics)
 
     def scores(self, params: Array, x: Any) -> npt.NDArray[np.float32]:

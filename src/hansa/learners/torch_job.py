@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hansa.core.key import Key
-from hansa.learners.torch_data import Examples
+from hansa.core.key import Key, Streams
+from hansa.learners.torch_data import Examples, Rows
 from hansa.learners.torch_module import FlatModel
 from hansa.learners.torch_steps import Steps, Terms
 from hansa.local_training import LocalTraining
@@ -30,6 +30,7 @@ class Job(NamedTuple):
     terms: Terms
     models: Mapping[str, Tensor]  # (1 or num_clients, num_params) by the name that the loss takes
     keys: Sequence[Key]
+    change: bool = False  # what is asked for is local minus received parameters
 
     def take(self, clients: Integers) -> Job:
         """The job of some of the clients, in that order."""
@@ -37,12 +38,13 @@ class Job(NamedTuple):
         alike = self.params.stride(0) == 0
         return Job(
             self.params[:1].expand(len(clients), -1) if alike else self.params[index],
-            [self.examples[i] for i in clients],
+            self.examples.take(clients) if isinstance(self.examples, Rows) else [self.examples[i] for i in clients],
             self.sizes[clients],
             self.local,
             self.terms.take(index),
             {name: v if len(v) == 1 else v[index] for name, v in self.models.items()},
-            [self.keys[i] for i in clients],
+            Streams(clients.tolist(), self.keys.__getitem__),
+            self.change,
         )
 
     def part(self, start: int, stop: int) -> Job:
@@ -55,6 +57,7 @@ class Job(NamedTuple):
             self.terms.part(start, stop),
             {name: v if len(v) == 1 else v[start:stop] for name, v in self.models.items()},
             self.keys[start:stop],
+            self.change,
         )
 
 

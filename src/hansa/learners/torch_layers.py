@@ -119,6 +119,7 @@ class Chain:
         self._layers, self._loss = layers, loss
         linear = [i for i, layer in enumerate(layers) if isinstance(layer, _Linear)]
         self._first = linear[0]
+        self._minus = torch.empty(0)
 
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None, constants: dict[str, Tensor]) -> None:
         """Work on these parameters (num_clients, *shape), in place; without ``gradient`` a step is fused."""
@@ -126,24 +127,32 @@ class Chain:
             if isinstance(layer, _Linear):
                 layer.bind(parameters, gradient)
 
-    def backward(self, batch: Stacked, rate: float | None) -> Tensor:
-        """Each client's loss (num_clients,) on its batch; steps by ``rate``, or writes the gradient if it is None."""
-        x, y = batch.x, batch.y
+    def backward(self, batch: Stacked, rate: float | None) -> Tensor | None:
+        """Each client's loss (num_clients,) on its batch, or None where ``batch.seen`` got each example's.
+
+        Steps by ``rate``, or writes the gradient if it is None.
+        """
+        x = batch.x
         assert isinstance(x, Tensor)
-        assert y is not None
         for layer in self._layers:
             x = layer.forward(x)
-        losses, slope = self._loss_slope(x, y, batch.shares)
+        losses, slope = self._loss_slope(x, batch)
         for i in range(len(self._layers) - 1, self._first - 1, -1):
             slope = self._layers[i].backward(slope, rate, i > self._first)
         return losses
 
-    def _loss_slope(self, scores: Tensor, y: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_slope(self, scores: Tensor, batch: Stacked) -> tuple[Tensor | None, Tensor]:
         """The losses (num_clients,) and their slope in the scores."""
+        y, shares = batch.y, batch.shares
+        assert y is not None
         if self._loss.is_cross_entropy and scores.dim() == 3:
             logs, labels = torch.log_softmax(scores, -1), y.unsqueeze(-1)
-            losses = -(logs.gather(-1, labels).squeeze(-1) * shares).sum(1)
-            slope = logs.exp_().scatter_add_(-1, labels, torch.full_like(labels, -1, dtype=logs.dtype))
+            losses = None
+            if batch.seen is not None:
+                torch.gather(logs, -1, labels, out=batch.seen)
+            else:
+                losses = -(logs.gather(-1, labels).squeeze(-1) * shares).sum(1)
+            slope = logs.exp_().scatter_add_(-1, labels, self._minus_ones(labels))
             return losses, slope.mul_(shares.unsqueeze(-1))
         with torch.enable_grad():
             leaf = scores.detach().requires_grad_()
@@ -151,6 +160,13 @@ class Chain:
             losses = (each * shares).sum(1)
             slope = torch.autograd.grad(losses.sum(), leaf)[0]
         return losses.detach(), slope
+
+
+    def _minus_ones(self, like: Tensor) -> Tensor:
+        """-1 wherever ``like`` has a place."""
+        if self._minus.numel() < like.numel() or self._minus.device != like.device:
+            self._minus = torch.full((like.numel(),), -1.0, device=like.device)
+        return self._minus[: like.numel()].view(like.shape)
 
 
 def chain_of(flat: FlatModel, loss: Any) -> Chain | None:

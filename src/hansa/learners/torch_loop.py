@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hansa.core.errors import HansaError
 from hansa.learners.batches import batches, num_steps
+from hansa.learners.failed import ClientFailed, why
 from hansa.learners.torch_data import Examples
 from hansa.learners.torch_job import Integers, Job, Losses, Others, steps_of
 from hansa.learners.torch_losses import NamedLoss, OwnLoss
@@ -31,18 +33,24 @@ class Loop:
     def fit(self, job: Job, out: Tensor) -> Losses:
         """Train every client of the job into its row of ``out``; the mean loss that each has seen (num_clients,).
 
-        What the model or the loss draws at random (dropout) comes from each client's key.
+        What the model or the loss draws at random (dropout) comes from each client's key. Raises ``ClientFailed``
+        where a client's data, the model or the loss do.
         """
         losses = np.full(len(job.sizes), np.nan)
         self._flat.module.train()
         with torch.no_grad(), preserved(self._flat.device):
             for client, plan in _plans(job):
                 if plan is None:
-                    out[client].copy_(job.params[client])
+                    out[client].copy_(job.params[client] * (not job.change))
                     continue
                 reseed(job.keys[client].child("torch"), self._flat.device)
-                losses[client] = self._fit_client(job, client, plan)
-                self._flat.read(out[client])
+                try:
+                    losses[client] = self._fit_client(job, client, plan)
+                except HansaError:
+                    raise
+                except Exception as error:
+                    raise ClientFailed(client, why(error)) from error
+                self._flat.read(out[client], less=job.params[client] if job.change else None)
         return losses
 
     def _fit_client(self, job: Job, client: int, plan: Iterator[Examples]) -> float:

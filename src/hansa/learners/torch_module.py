@@ -103,6 +103,7 @@ class FlatModel:
         self._places = [(i, name, shape) for i, (name, shape, role) in own if role == "parameter"]
         self._buffer_places = [(i, name, shape) for i, (name, shape, role) in own if role == "buffer"]
         self.has_buffers = bool(self._buffers)
+        self.stacks: dict[str, list[Tensor]] = {}  # of blocks of clients; kept, so that no step asks for memory
         self.batch_norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm)]
         for norm in self.batch_norms:
             norm.register_forward_pre_hook(_running_statistics_for_one_value)
@@ -131,12 +132,17 @@ class FlatModel:
             for entry, value in self._outside:
                 setattr(entry.owner, entry.attribute, value.clone())
 
-    def read(self, out: Tensor) -> None:
-        """Write the vector of ``module`` into ``out`` (num_params,)."""
+    def read(self, out: Tensor, less: Tensor | None = None) -> None:
+        """Write the vector of ``module``, ``less`` another, into ``out`` (num_params,)."""
         with torch.no_grad():
-            torch._foreach_copy_(self.split(out), self.parameters)
-            for entry, place in zip(self._buffers, self.split_buffers(out).values(), strict=True):
-                place.copy_(getattr(entry.owner, entry.attribute))
+            places, buffers = self.split(out), list(self.split_buffers(out).values())
+            now = [*self.parameters, *(getattr(entry.owner, entry.attribute) for entry in self._buffers)]
+            if less is None:
+                torch._foreach_copy_([*places, *buffers], now)
+                return
+            before = [*self.split(less), *self.split_buffers(less).values()]
+            for place, value, start in zip([*places, *buffers], now, before, strict=True):
+                torch.sub(value, start, out=place)
 
     def initial(self, key: Key) -> Tensor:
         """The vector (num_params,) of a fresh model drawn from ``key``."""

@@ -1,8 +1,12 @@
-"""``Mapped``: any module that ``torch.vmap`` can map over a block of clients; autograd goes back through all."""
+"""``Mapped``: any module that ``torch.vmap`` can map over a block of clients; autograd goes back through all.
+
+Layers that have a batched form of their own use it: see torch_substitutes.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hansa.learners.torch_data import Examples, Stacked
+from hansa.learners.torch_block import BlockStep, stream
+from hansa.learners.torch_data import Examples, Stacked, parts
+from hansa.learners.torch_job import Job
 from hansa.learners.torch_losses import NamedLoss, OwnLoss, scores_of
 from hansa.learners.torch_module import FlatModel
+from hansa.learners.torch_substitutes import Substitutes
 
 
 class _Objective(nn.Module):
@@ -42,52 +49,82 @@ class Mapped:
         self._flat, self._can_mask = flat, loss.can_mask
         self._objective = _Objective(loss, flat.module, {name: other.module for name, other in others.items()})
         self._names = [f"model.{name}" for name in flat.parameter_names]
+        self._buffers: dict[str, Tensor] = {}
+        self._streams: list[torch.Generator] | None = None
+
+    def begin(self, job: Job) -> None:
+        """These clients train next: buffers start as they received them, random draws from their keys."""
+        flat = self._flat
+        if flat.has_buffers:
+            flat.load(job.params[0])  # what is outside the vector starts anew, as for each client of the plain loop
+            self._buffers = {f"model.{n}": v.clone() for n, v in flat.split_buffers(job.params).items()}
+        self._keys, self._streams = job.keys, None
+
+    def finish(self, job: Job, rows: Tensor) -> None:
+        """Write the buffers as training left them, or their change, into the clients' ``rows``."""
+        received = self._flat.split_buffers(job.params)
+        for name, place in self._flat.split_buffers(rows).items():
+            place.copy_(self._buffers[f"model.{name}"])
+            if job.change:
+                place.sub_(received[name])
 
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None, constants: dict[str, Tensor]) -> None:
         """Work on these parameters (num_clients, *shape), in place; without ``gradient`` a step is plain SGD.
 
         ``constants`` are the buffers and the tensors of the other models, (num_clients, *shape) each, by name.
         """
-        self._parameters, self._gradient, self._constants = parameters, gradient, constants
+        own = {name: value[: len(parameters[0])] for name, value in self._buffers.items()}
+        self._parameters, self._gradient, self._constants = parameters, gradient, {**constants, **own}
 
     def backward(self, batch: Stacked, rate: float | None) -> Tensor:
         """Each client's loss (num_clients,) on its batch; steps by ``rate``, or writes the gradient if it is None."""
         losses = self._parameters[0].new_empty(len(self._parameters[0]))
-        for rows, count in self._groups(batch.counts):
-            own = Stacked(
-                {n: p[rows, :count] for n, p in batch.x.items()}
-                if isinstance(batch.x, dict)
-                else batch.x[rows, :count],
-                None if batch.y is None else batch.y[rows, :count],
-                batch.shares[rows, :count],
-                batch.counts,
-            )
+        for rows, width in self._groups(batch.counts):
             parameters = [p[rows] for p in self._parameters]  # views for a slice, else copies
-            leaves = [p.detach().requires_grad_() for p in parameters]
-            losses[rows], slopes = self._slopes(leaves, {n: c[rows] for n, c in self._constants.items()}, own)
+            constants = {name: value[rows] for name, value in self._constants.items()}
+            picked = range(len(batch.counts))[rows] if isinstance(rows, slice) else rows.tolist()
+            block = BlockStep(parameters, batch.counts[list(picked)], width, rate, partial(self._streams_of, picked))
+            losses[rows], slopes = self._slopes(block, constants, _rows_of(batch, rows, width))
             if rate is None:
                 assert self._gradient is not None
                 for place, slope in zip(self._gradient, slopes, strict=True):
-                    place[rows] = slope
-                continue
-            torch._foreach_add_(parameters, slopes, alpha=-rate)
+                    place[rows] = 0 if slope is None else slope
+            else:
+                left = [(p, s) for p, s in zip(parameters, slopes, strict=True) if s is not None]
+                if left:
+                    torch._foreach_add_([p for p, _ in left], [s for _, s in left], alpha=-rate)
             if not isinstance(rows, slice):
                 for place, stepped in zip(self._parameters, parameters, strict=True):
                     place[rows] = stepped
+                for name in self._buffers:
+                    self._constants[name][rows] = constants[name]
         return losses
 
     def _slopes(
-        self, leaves: list[Tensor], constants: dict[str, Tensor], batch: Stacked
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, block: BlockStep, constants: dict[str, Tensor], batch: Stacked
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The losses, and their slope in each parameter; None where there is none, or where its step is taken."""
+        leaves = [p.detach().requires_grad_() for p in block.parameters]
         with torch.enable_grad():
             tensors = {**dict(zip(self._names, leaves, strict=True)), **constants}
-            mapped = torch.vmap(self._call, in_dims=(0, 0, None if batch.y is None else 0, 0), randomness="error")
-            losses = mapped(tensors, batch.x, batch.y, batch.shares)
-            slopes = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-        return losses.detach(), slopes
 
-    def _call(self, tensors: dict[str, Tensor], x: Any, y: Tensor | None, shares: Tensor) -> Any:
-        return functional_call(self._objective, tensors, (x, y, shares))
+            def call(tensors: dict[str, Tensor], x: Any, y: Tensor | None, shares: Tensor) -> Any:
+                block.watch([tensors[name] for name in self._names])
+                with Substitutes(block):
+                    return functional_call(self._objective, tensors, (x, y, shares))
+
+            mapped = torch.vmap(call, in_dims=(0, 0, None if batch.y is None else 0, 0), randomness="error")
+            losses = mapped(tensors, batch.x, batch.y, batch.shares)
+            block.is_forward = False
+            torch.autograd.backward(losses.sum())
+        if self._flat.batch_norms:
+            self._flat.module.train()  # a layer that met a single value has turned this off: see torch_module.py
+        return losses.detach(), [leaf.grad for leaf in leaves]
+
+    def _streams_of(self, clients: Sequence[int]) -> list[torch.Generator]:
+        if self._streams is None:
+            self._streams = [stream(key.child("torch")) for key in self._keys]
+        return [self._streams[i] for i in clients]
 
     def _groups(self, counts: np.ndarray) -> Iterator[tuple[Any, int]]:
         """Rows whose batches can go together, and how many examples these have.
@@ -100,3 +137,14 @@ class Mapped:
             return
         for size in sizes:
             yield torch.from_numpy(np.flatnonzero(counts == size)).to(self._parameters[0].device), size
+
+
+def _rows_of(batch: Stacked, rows: Any, width: int) -> Stacked:
+    """The batches of some clients, without the padding that none of them needs."""
+    x = {name: part[rows, :width] for name, part in parts(batch.x).items()}
+    return Stacked(
+        x if isinstance(batch.x, dict) else x[""],
+        None if batch.y is None else batch.y[rows, :width],
+        batch.shares[rows, :width],
+        batch.counts,
+    )

@@ -10,7 +10,8 @@ from typing import Any
 from hansa.core.chain import Raw
 from hansa.core.errors import HansaError, InputError, ProtocolError
 from hansa.core.key import Key
-from hansa.core.protocols import Plan, Report, Slot
+from hansa.core.protocols import Memory, Plan, Report, Slot
+from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair, array_hash, totals_of
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import ClientPlan, Released, Work, read_plan
@@ -96,7 +97,9 @@ class Participant:
         try:
             codec = self.federation.codec(plan.slot)
             report, new, kept = self._exchange(run, plan, secret)
-            memory, scratch = new.get(self.name), kept.get(self.name)
+            held = self.store.memory(run)
+            memory = {**held, **{name: rows[0] for name, rows in new.arrays.items()}} if new.clients else None
+            scratch = kept.get(self.name)
             body = pack_report(report, codec)
             kind = "refusal" if report.refused else KINDS.get(plan.slot.task, plan.slot.task) if plan.learn else "mail"
         except Exception as error:  # the user's own code may fail in any way; the round goes on without this client
@@ -121,11 +124,18 @@ class Participant:
         return self.federation.exchange(
             plan,
             (self.name,),
-            [self._data(run, plan)],
-            [self.store.memory(run)],
+            [self._rows(run, plan)],
+            Memory([self.store.memory(run)]),
             {} if held is None else {self.name: held},
             [secret],
         )
+
+    def _rows(self, run: str, plan: Plan) -> Dataset:
+        """What the plan's task is about."""
+        train, test = self._data(run, plan)
+        if plan.slot.task != "evaluate":
+            return train
+        return train.take([]) if test is None else test
 
     def _data(self, run: str, plan: Plan) -> Pair:
         """The client's rows: loaded once a round, prepared once for the pooled sums that the plan carries."""

@@ -10,12 +10,13 @@ import numpy as np
 from hansa.core import check as core
 from hansa.core.check import Problem
 from hansa.core.errors import InputError
-from hansa.core.protocols import Memory, Report, Slot, Updates
+from hansa.core.protocols import Memory
 from hansa.federation import Federation, Idle
+from hansa.runtimes.costs import report_bytes
 from hansa.training.privacy import bound
 from hansa.training.schedule import Schedule
 from hansa.transforms.noise import GaussianNoise
-from hansa.wire import pack, pack_report
+from hansa.wire import pack
 
 
 def problems(federation: Federation, schedule: Schedule, num_clients: int | None = None) -> list[Problem]:
@@ -76,7 +77,7 @@ def _schedule(federation: Federation, schedule: Schedule, num_clients: int | Non
                 )
             )
         needed = 2 * getattr(federation.aggregator, "num_byzantine", -1) + 3
-        cohort = min(schedule.cohort_size or num_clients, num_clients)
+        cohort = schedule.num_counted(num_clients)
         if cohort < needed:
             name = type(federation.aggregator).__name__
             found.append(
@@ -126,22 +127,6 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
             }
         )
     return rows
-
-
-def report_bytes(federation: Federation, size: int) -> int:
-    """Body size of one client's update, as its codec packs it."""
-    from hansa.core import chain
-    from hansa.core.key import Key
-    from hansa.core.protocols import Plan
-
-    settings = tuple(t.settings(t.init(size)) for t in federation.transforms)
-    slot = Slot(0, 0, "update")
-    plan = Plan(slot, True, {}, settings, Key.of("check"))
-    tail = {"train_loss": np.zeros(1)} if federation.task("train").train_loss else {}
-    block = Updates(("",), np.ones((1, size), np.float32), np.ones(1), tail)
-    memory = [Memory([{}]) for _ in federation.transforms]
-    block, _ = chain.encode(federation.transforms, block, plan, memory, [Key.of("check")])
-    return len(pack_report(Report(slot, ("",), block), federation.codec(slot)))
 
 
 def _zeros(federation: Federation) -> np.ndarray[Any, Any]:

@@ -13,6 +13,8 @@ from hansa.core.errors import Abandoned
 from hansa.core.protocols import Array, Client, Runtime, Slot
 from hansa.core.round import Context, ServerState, server_round
 from hansa.data.dataset import Dataset
+from hansa.data.ids import look_up
+from hansa.data.sampling import distinct
 from hansa.federation import Federation
 
 Scores = dict[str, float]
@@ -64,8 +66,7 @@ def some_clients(clients: Sequence[Client], context: Context, *, at_end: bool = 
     limit = _AT_END if at_end else _PER_ROUND
     if len(clients) <= limit:
         return tuple(clients)
-    drawn = context.key.child("evaluation cohort").generator().choice(len(clients), limit, replace=False)
-    return tuple(clients[i] for i in sorted(drawn))
+    return look_up(clients, distinct(context.key.child("evaluation cohort"), len(clients), limit))
 
 
 def train_loss(tail: Mapping[str, Any]) -> float:

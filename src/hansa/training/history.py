@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 _BEFORE = ("round", "loss")
-_AFTER = ("num_clients", "bytes_up", "bytes_down", "seconds", "epsilon", "delta")
-_WHOLE = ("round", "num_clients", "bytes_up", "bytes_down")
+_AFTER = ("num_clients", "num_late", "bytes_up", "bytes_down", "seconds", "clock_s", "epsilon", "delta")
+_WHOLE = ("round", "num_clients", "num_late", "bytes_up", "bytes_down")
+_UNKNOWN = {"num_late": 0, "clock_s": math.nan, "epsilon": None, "delta": None}  # in a file of an older version
 
 
 class Row(Mapping[str, Any]):
     """One round. Its fields are attributes (``row.loss``, ``row.metrics["auc"]``); as a mapping metrics are flat.
+
+    ``seconds`` is what the round took here. On a simulated clock (``VirtualTime``) ``clock_s`` is the seconds since
+    the start at the round's end, NaN otherwise, and ``num_late`` the reports that came too late to count in it.
 
     >>> row = Row(round=0, loss=0.5, metrics={"auc": 0.8}, num_clients=4, bytes_up=10, bytes_down=20, seconds=0.1)
     >>> row.metrics["auc"], row["auc"], list(row)[:3]
@@ -33,10 +37,13 @@ class Row(Mapping[str, Any]):
         seconds: float,
         epsilon: float | None = None,
         delta: float | None = None,
+        clock_s: float = math.nan,
+        num_late: int = 0,
     ) -> None:
         self.round, self.loss, self.metrics = round, loss, dict(metrics)
         self.num_clients, self.bytes_up, self.bytes_down, self.seconds = num_clients, bytes_up, bytes_down, seconds
         self.epsilon, self.delta = epsilon, delta
+        self.clock_s, self.num_late = clock_s, num_late
 
     def __getitem__(self, name: str) -> Any:
         if name in self.metrics:
@@ -60,8 +67,19 @@ class Row(Mapping[str, Any]):
     @staticmethod
     def of(flat: Mapping[str, Any]) -> Row:
         """A row from its flat mapping."""
-        known = {name: flat[name] for name in _BEFORE + _AFTER}
+        known = {name: flat.get(name, _UNKNOWN[name]) if name in _UNKNOWN else flat[name] for name in _BEFORE + _AFTER}
         return Row(metrics={name: value for name, value in flat.items() if name not in known}, **known)
+
+
+def hours_to(rows: Sequence[Row], metric: str, target: float, lower_is_better: bool) -> float:
+    """Simulated hours until ``metric`` first reached ``target``; NaN where it never did, or where there is no clock.
+
+    >>> row = Row(round=0, loss=0.5, metrics={}, num_clients=4, bytes_up=0, bytes_down=0, seconds=0.1, clock_s=7200.0)
+    >>> hours_to([row], "loss", 0.6, lower_is_better=True)
+    2.0
+    """
+    sign = -1 if lower_is_better else 1
+    return next((row.clock_s / 3600 for row in rows if sign * row[metric] >= sign * target), math.nan)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

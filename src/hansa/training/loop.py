@@ -9,16 +9,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
 from hansa.core.errors import Abandoned, InputError, RunError
 from hansa.core.key import Key
-from hansa.core.protocols import Aggregate, Array, Client, Runtime, Slot
-from hansa.core.round import Context, ServerState, begin, server_round
+from hansa.core.protocols import Aggregate, Array, Client, Plan, Runtime, Slot
+from hansa.core.round import Context, ServerState, begin, buffered_round, make_plan, only_exchange, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
+from hansa.training.asking import choose
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
 from hansa.training.history import Row
@@ -26,6 +27,7 @@ from hansa.training.privacy import spent
 from hansa.training.schedule import Schedule
 
 _ATTEMPTS = 3
+_PAUSE_S, _LONGEST_PAUSE_S = 600.0, 48 * 3600.0  # of a simulated clock, until somebody is available
 
 
 class Site(Runtime, Protocol):
@@ -38,6 +40,34 @@ class Site(Runtime, Protocol):
     def refusals(self) -> list[dict[str, Any]]:
         """Every refusal so far: round, client, reason."""
         ...
+
+
+class Clocked(Site, Protocol):
+    """A runtime on a simulated clock (``VirtualTime``): what the loop tells it, and asks of it."""
+
+    clock_s: float
+    goal_clients: int | None  # reports that close a round
+    deadline_s: float | None
+    concurrency: int  # of buffered rounds: clients at work at any moment
+    oldest_round: int  # of buffered rounds: older plans count no more
+    plans: dict[Slot, Plan]
+
+    def available(self, clients: Sequence[Client]) -> Sequence[bool]:
+        """Who could be asked now."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What became of everyone so far; ``late`` is how many reports came too late."""
+        ...
+
+
+def is_clocked(runtime: Site) -> TypeGuard[Clocked]:
+    """Whether a runtime has a simulated clock."""
+    return hasattr(runtime, "clock_s")
 
 
 @dataclass(kw_only=True)
@@ -62,6 +92,7 @@ class Loop:
 
     def run(self, resume: Checkpoint | None = None) -> Checkpoint:
         """Train for the schedule's rounds, from the start or from where ``resume`` stands."""
+        self._refuse_unfit()
         if resume is None:
             state = begin(self.federation.task("train"), self.params, self.federation.update_size())
             point = Checkpoint(state=state, totals=(), next_round=0, history=())
@@ -82,6 +113,22 @@ class Loop:
         return on_clients(
             self.federation, self.runtime, point.state, self._context(point), asked, self.schedule.num_rounds
         )
+
+    def _refuse_unfit(self) -> None:
+        """Say before round 0 what buffered rounds cannot run with."""
+        buffer, runtime = self.schedule.buffer, self.runtime
+        if buffer is None:
+            return
+        if not is_clocked(runtime):
+            raise InputError(
+                f"Schedule(buffer=): expected a runtime with a clock, found {type(runtime).__name__}; use "
+                "runtime=hansa.VirtualTime(hansa.InProcess(), devices=hansa.Devices.phones()), or leave buffer out"
+            )
+        only_exchange(self.federation.task("train"), tuple(self.clients()[:1]))
+        if buffer.size > len(self.clients()):
+            raise InputError(
+                f"Buffered(size=): expected up to the population's {len(self.clients())} clients, found {buffer.size}"
+            )
 
     def _context(self, point: Checkpoint) -> Context:
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
@@ -110,8 +157,8 @@ class Loop:
     def _round(self, point: Checkpoint) -> Checkpoint:
         """One round: train, score, record."""
         started, number = time.perf_counter(), point.next_round
-        context = self._context(point)
-        state, mean = self._train(point, context)
+        context, began_s = self._context(point), self._clock_s
+        state, mean = (self._train if self.schedule.buffer is None else self._train_buffered)(point, context)
         due = number == 0 or (number + 1) % self.schedule.evaluate_every == 0 or number + 1 == self.schedule.num_rounds
         scores = self._score(point, state, context, number) if due else None
         loss = scores.pop("loss") if scores else (train_loss(mean.tail) if mean and not point.scored_on else math.nan)
@@ -124,6 +171,8 @@ class Loop:
             bytes_up=up - point.traffic[0],
             bytes_down=down - point.traffic[1],
             seconds=time.perf_counter() - started,
+            clock_s=self._clock_s,
+            num_late=self._num_late - sum(row.num_late for row in point.history),
             **spent(self.federation, number + 1),
         )
         stop = self.on_round(row) is False if self.on_round else False
@@ -136,6 +185,8 @@ class Loop:
             stopped=stop,
             scored_on=point.scored_on or (self._scored_on() if scores is not None else ""),
         )
+        if is_clocked(self.runtime) and self.schedule.every_s:
+            self.runtime.wait(max(0.0, began_s + self.schedule.every_s - self._clock_s))
         self._keep(point)
         if self.release:
             self.release(number, state.algorithm["params"], dict(context.constants))
@@ -147,10 +198,8 @@ class Loop:
         """The round's new state; a cohort of nobody, or of none but empty clients, changes nothing."""
         number, parts = point.next_round, self.federation.task("train")
         for attempt in range(_ATTEMPTS):
-            everyone = tuple(self.clients())
-            size = min(self.schedule.cohort_size or len(everyone), len(everyone))
-            draw = self.key.child("sampling", number, attempt)
-            cohort = self.schedule.sampler.cohort(everyone, size, draw)
+            everyone = self.clients()
+            cohort = self._cohort(everyone, number, attempt)
             if not cohort:
                 return point.state, None
             try:
@@ -165,6 +214,65 @@ class Loop:
             f"round {number}: expected enough reports in {_ATTEMPTS} attempts, found too few each time"
             f"{self._why(number)}; raise deadline_s or lower min_clients"
         )
+
+    def _cohort(self, everyone: Sequence[Client], number: int, attempt: int) -> tuple[Client, ...]:
+        """Whom an attempt asks: on a clock also those beyond the goal, and only clients available then.
+
+        Time passes until ``min_clients`` (or one) are available. An empty draw of a sampler stays one.
+        """
+        schedule, runtime, draw = self.schedule, self.runtime, self.key.child("sampling", number, attempt)
+        if not is_clocked(runtime):
+            return choose(schedule.sampler, everyone, schedule.num_counted(len(everyone)), draw).clients
+        runtime.goal_clients, runtime.deadline_s = schedule.num_counted(len(everyone)), schedule.deadline_s
+        began_s = runtime.clock_s
+        while True:
+            chosen = choose(schedule.sampler, everyone, schedule.num_asked(len(everyone)), draw, runtime.available)
+            if len(chosen.clients) >= (schedule.min_clients or 1) or not chosen.num_away:
+                return chosen.clients
+            if runtime.clock_s - began_s >= _LONGEST_PAUSE_S:
+                raise RunError(
+                    f"round {number}: expected {schedule.min_clients or 1} clients available within "
+                    f"{_LONGEST_PAUSE_S / 3600:g} simulated hours, found fewer; look at availability or min_clients"
+                )
+            runtime.wait(_PAUSE_S)
+
+    def _train_buffered(self, point: Checkpoint, context: Context) -> tuple[ServerState, Aggregate | None]:
+        """The state after the next full buffer; a buffer of refusals alone is thrown away, and the next one awaited."""
+        number, parts, runtime = point.next_round, self.federation.task("train"), self.runtime
+        buffer = self.schedule.buffer
+        assert buffer is not None
+        assert is_clocked(runtime)
+        everyone, num_draws = self.clients(), 0
+        exchange = only_exchange(parts, tuple(everyone[:1]))
+        runtime.concurrency = self.schedule.num_asked(len(everyone))
+        runtime.oldest_round = 0 if buffer.max_staleness is None else number - buffer.max_staleness
+
+        def refill(count: int) -> None:
+            nonlocal num_draws
+            draw = self.key.child("sampling", number, num_draws)
+            num_draws += 1
+            cohort = choose(self.schedule.sampler, everyone, count, draw, runtime.available).clients
+            if cohort:
+                slot = Slot(number, 0, exchange)
+                runtime.start(make_plan(parts, point.state, context, cohort, slot), cohort)
+
+        for _ in range(_ATTEMPTS):
+            try:
+                return buffered_round(
+                    parts, point.state, runtime, runtime.plans, context, number,
+                    buffer_size=buffer.size, staleness=buffer.weight, refill=refill,
+                )  # fmt: skip
+            except Abandoned:
+                continue
+        raise self._all_refused(number, {r["client"]: r["reason"] for r in self.runtime.refusals()[-buffer.size :]})
+
+    @property
+    def _clock_s(self) -> float:
+        return self.runtime.clock_s if is_clocked(self.runtime) else math.nan
+
+    @property
+    def _num_late(self) -> int:
+        return int(self.runtime.summary()["late"]) if is_clocked(self.runtime) else 0
 
     def _all_refused(self, number: int, refused: dict[Client, str]) -> RunError | InputError:
         reasons = sorted(set(refused.values()))

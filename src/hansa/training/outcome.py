@@ -15,7 +15,7 @@ from hansa.federation import Federation
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores
 from hansa.training.history import Row
-from hansa.training.loop import Loop
+from hansa.training.loop import Loop, is_clocked
 from hansa.training.privacy import statement
 from hansa.training.run import Run
 from hansa.training.schedule import Schedule
@@ -57,6 +57,7 @@ def outcome(
         "final": _final(point.history, scores if "held-out" in point.scored_on else None),
         "baselines": None,
         "privacy": statement(federation, point.next_round),
+        "virtual_time": loop.runtime.summary() if is_clocked(loop.runtime) else None,
         **more,
     }
     return Run(

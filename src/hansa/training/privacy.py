@@ -25,8 +25,7 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
     if isinstance(aggregator, Mean) and aggregator.denominator is None:
         largest = 1.0 if aggregator.weighting == "clients" else aggregator.max_weight
         if largest is not None:
-            cohort = min(schedule.cohort_size or num_clients, num_clients)
-            aggregator = replace(aggregator, denominator=cohort * largest)
+            aggregator = replace(aggregator, denominator=schedule.num_counted(num_clients) * largest)
     return replace(federation, transforms=transforms, aggregator=aggregator)
 
 

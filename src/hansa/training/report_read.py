@@ -18,7 +18,9 @@ from hansa.core.errors import InputError
 
 Figures = dict[str, float | None]
 
-HISTORY_COLUMNS = ("round", "num_clients", "bytes_up", "bytes_down", "seconds", "epsilon", "delta")
+HISTORY_COLUMNS = (
+    "round", "num_clients", "num_late", "bytes_up", "bytes_down", "seconds", "clock_s", "epsilon", "delta",
+)  # fmt: skip
 CLIENT_COLUMNS = ("client", "num_examples", "num_test")
 
 # run.json: what each value must be where it is present. None is accepted everywhere: "not known".

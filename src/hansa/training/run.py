@@ -15,7 +15,8 @@ from hansa.core.protocols import Array
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.training.evaluate import on_dataset
-from hansa.training.history import Row, read_history, read_rows, write_csv
+from hansa.training.history import Row, hours_to, read_history, read_rows, write_csv
+from hansa.training.report_words import better
 
 
 class Run:
@@ -78,6 +79,15 @@ class Run:
     def model(self) -> Any:
         """What the learner trains, with the final parameters: a torch module, a scikit-learn estimator, ..."""
         return self._federation.learner.model(self.parameters)
+
+    def hours_to(self, metric: str, target: float) -> float:
+        """Simulated hours until ``metric`` first reached ``target``, of a run with ``VirtualTime``; NaN if never.
+
+        Loss and errors (mse, ...) reach it from above, every other metric from below.
+        """
+        if self.history and metric not in self.history[0]:
+            raise InputError(f"hours_to: expected one of {', '.join(self.final)}, found {metric!r}")
+        return hours_to(self.history, metric, target, lower_is_better=better(metric) == "lower")
 
     def save(self, path: str | Path) -> Path:
         """Write a run directory: run.json, history.csv, clients.csv, parameters.safetensors, report.html, app.py."""

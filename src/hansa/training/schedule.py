@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hansa.core.errors import InputError
 from hansa.data.sampling import Uniform
+from hansa.training.buffered import Buffered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +17,17 @@ class Schedule:
 
     ``cohort_size=None`` asks everyone; ``min_clients`` is the fewest reports a round may close with (by default the
     cohort in a simulation has no drop-outs, and a deployment waits for ``cohort_size`` clients before it starts).
-    ``deadline_s`` closes a round of a deployment with whoever has reported, ``every_s`` is the least time between
-    the starts of two rounds there. ``evaluate_every`` rounds the model is scored; the first and the last always are.
+    ``evaluate_every`` rounds the model is scored; the first and the last always are.
+
+    What has to do with time counts in a deployment and in ``VirtualTime``, and for nothing in a runtime without a
+    clock, where nobody is late: ``deadline_s`` closes a round with whoever has reported, ``every_s`` is the least time
+    between the starts of two rounds. ``over_selection=1.3`` asks ``ceil(1.3 * cohort_size)`` clients and counts the
+    first ``cohort_size`` of them. ``buffer=Buffered(...)`` makes rounds asynchronous; it needs ``VirtualTime`` today.
 
     >>> Schedule(num_rounds=50, cohort_size=10).clients_needed
     10
+    >>> Schedule(num_rounds=50, cohort_size=10, over_selection=1.25).num_asked(1000)
+    13
     """
 
     num_rounds: int
@@ -29,6 +37,8 @@ class Schedule:
     every_s: float | None = None
     sampler: Any = field(default_factory=Uniform)
     evaluate_every: int = 1
+    over_selection: float = 1.0
+    buffer: Buffered | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "cohort_size", "min_clients", "evaluate_every"):
@@ -45,8 +55,34 @@ class Schedule:
             raise InputError(
                 f"Schedule: expected min_clients up to cohort_size ({self.cohort_size}), found {self.min_clients}"
             )
+        self._check_time()
         if not callable(getattr(self.sampler, "cohort", None)):
             raise InputError(f"Schedule(sampler=): expected hansa.Uniform() or another sampler, found {self.sampler!r}")
+
+    def _check_time(self) -> None:
+        """Over-selection and buffer."""
+        over, buffer = self.over_selection, self.buffer
+        if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < math.inf:
+            raise InputError(f"Schedule(over_selection=): expected a factor of 1 or more, found {over!r}")
+        if buffer is None:
+            return
+        if not isinstance(buffer, Buffered):
+            raise InputError(f"Schedule(buffer=): expected hansa.Buffered(size=10) or None, found {buffer!r}")
+        if over > 1 or self.deadline_s is not None:
+            other = "over_selection" if over > 1 else "deadline_s"
+            raise InputError(
+                f"Schedule: expected buffer or {other}, found both; in buffered rounds nobody is waited for"
+            )
+
+    def num_counted(self, num_clients: int) -> int:
+        """Reports that a round counts at most, of a population of ``num_clients``."""
+        size = self.buffer.size if self.buffer else self.cohort_size
+        return min(size or num_clients, num_clients)
+
+    def num_asked(self, num_clients: int) -> int:
+        """Clients that a round asks where some may be late; in buffered rounds, those at work at any moment."""
+        counted = min(self.cohort_size or num_clients, num_clients)
+        return min(num_clients, math.ceil(round(counted * self.over_selection, 9)))
 
     @property
     def clients_needed(self) -> int:

@@ -14,8 +14,9 @@ import numpy as np
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Array
-from hansa.data.dataset import Dataset, hold_out
+from hansa.data.dataset import Dataset
 from hansa.data.population import Population
+from hansa.data.source import Source
 from hansa.federation import Federation, Pair, named_totals
 from hansa.runtimes.inprocess import InProcess, InProcessRuntime
 from hansa.training.apps import check_holdout
@@ -42,7 +43,7 @@ def simulate(
     start_from: Any = None,
     baselines: bool = False,
     on_round: OnRound | None = None,
-    runtime: InProcess | str | None = None,
+    runtime: Any = None,
     checkpoint: str | Path | None = None,
     **schedule: Any,
 ) -> Run:
@@ -106,7 +107,7 @@ class _Simulation:
     evaluate_on: Dataset | None
     start_from: Any
     on_round: OnRound | None
-    runtime: InProcess
+    runtime: Any
     checkpoint: Path | None
     app: Any
 
@@ -116,8 +117,16 @@ class _Simulation:
         refuse_unfit(self.federation, self.schedule, len(self.population))
         own = bound(self.federation, self.schedule, len(self.population))
         _check_clients(own, self.population, self.load)
-        site = self.runtime.open(own, self.load, key.child("secrets"))
+        site = self.runtime.open(own, self.load, key.child("secrets"), keep=self.load.keep)
+        try:
+            return self._run(own, site, key, started)
+        finally:
+            site.close()
+
+    def _run(self, own: Federation, site: Any, key: Key, started: datetime.datetime) -> Run:
+        """Train and score in a runtime that is open."""
         site.min_clients = self.schedule.min_clients or 0
+        site.num_rounds = self.schedule.num_rounds
         loop = Loop(
             federation=own,
             schedule=self.schedule,
@@ -138,7 +147,7 @@ class _Simulation:
             app=self.app,
             seed=self.seed,
             started=started,
-            runtime=f"InProcess(block_size={site.block_size})",
+            runtime=str(site),
             skew=self.population.skew().as_json(),
             bodies=site.traffic.as_json(),
             refused=site.refusals(),
@@ -149,10 +158,10 @@ class _Simulation:
         """Each client alone and all pooled, beside ``run``."""
         return baselines_of(run, self.federation, self.schedule, self.population, self.load, Key.of(self.seed))
 
-    def load(self, client: str) -> Pair:
+    @property
+    def load(self) -> Source:
         """A client's training and held-out rows: its own pair, or a share set aside by the client's name."""
-        train, test = self.population.load(client)
-        return held_out(train, test, self.holdout, client)
+        return Source(self.population, self.holdout)
 
     def _trained(self, loop: Loop, site: InProcessRuntime) -> Checkpoint:
         """Run the loop, saving each round and going on from it where there is a checkpoint."""
@@ -176,13 +185,6 @@ class _Simulation:
         schedule = lasting_repr(replace(self.schedule, num_rounds=1))
         named = (lasting_repr(federation), schedule, self.seed, self.population.ids, self.holdout)
         return hashlib.sha256(repr(named).encode()).hexdigest()
-
-
-def held_out(train: Dataset, test: Dataset | None, holdout: float | None, client: str) -> Pair:
-    """Set ``holdout`` of ``train`` aside unless the client brings its own test rows. Depends on the name alone."""
-    if test is not None or not holdout:
-        return train, test
-    return hold_out(train, holdout, Key.of("holdout").child(client))
 
 
 def initial_params(federation: Federation, key: Key, start_from: Any) -> Array:
@@ -252,11 +254,11 @@ def _population(app: Any, population: Any) -> Population:
     return population
 
 
-def _runtime(runtime: InProcess | str | None) -> InProcess:
+def _runtime(runtime: Any) -> Any:
     if runtime is None or runtime == "auto":
         return InProcess()
-    if not isinstance(runtime, InProcess):
-        raise InputError(f"simulate(runtime=): expected hansa.InProcess(), found {runtime!r}")
+    if isinstance(runtime, type) or not callable(getattr(runtime, "open", None)):
+        raise InputError(f"simulate(runtime=): expected hansa.InProcess() or another runtime, found {runtime!r}")
     return runtime
 
 

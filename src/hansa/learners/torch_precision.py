@@ -1,0 +1,32 @@
+"""Mixed precision: a module whose forward, while it trains, runs under ``torch.autocast`` in bfloat16.
+
+Parameters, gradients and the optimizer's state stay float32, and so does every loss by name: scores are cast back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def lower(module: nn.Module, device: torch.device) -> None:
+    """From now on ``module`` trains in bfloat16; in evaluation mode nothing changes."""
+    forward = module.forward
+
+    def mixed(*args: Any, **kwargs: Any) -> Any:
+        if not module.training:
+            return forward(*args, **kwargs)
+        # Weights change between two forwards: a cast copy must not outlive one.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            out = forward(*args, **kwargs)
+        return _float(out)
+
+    module.forward = mixed
+
+
+def _float(out: Any) -> Any:
+    if isinstance(out, tuple) and type(out) is tuple:
+        return tuple(_float(part) for part in out)
+    return out.float() if isinstance(out, Tensor) and out.is_floating_point() else out
