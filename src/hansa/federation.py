@@ -14,7 +14,18 @@ from hansa.aggregators.rows import Rows
 from hansa.core import chain
 from hansa.core.errors import InputError
 from hansa.core.key import Key, Streams
-from hansa.core.protocols import Aggregator, Array, Client, Codec, Memory, Plan, Remembered, Report, Slot, UpdateTransform
+from hansa.core.protocols import (
+    Aggregator,
+    Array,
+    Client,
+    Codec,
+    Memory,
+    Plan,
+    Remembered,
+    Report,
+    Slot,
+    UpdateTransform,
+)
 from hansa.core.round import client_round
 from hansa.core.tasks import TASKS, Evaluation, Parts, Summation, flat_sums
 from hansa.data.dataset import Dataset

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hansa.core.errors import InputError
+from hansa.core.errors import InputError, RunError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Updates
 from hansa.local_training import Correction, Fitted, LocalTraining, local_training
@@ -80,7 +80,12 @@ class Work:
         self._calls += 1
         block = self.block(params)
         own = {"change": True} if change and getattr(self._learner, "gives_change", False) else {}
-        self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
+        try:
+            self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
+        except RunError as error:  # a learner knows a client by its row of the block; here it has a name
+            if not hasattr(error, "row"):
+                raise
+            raise RunError(f"client {self.clients[error.row]!r} {error.reason}") from error.__cause__
         if change and not own:
             values = self._fitted.params  # ours: nobody else holds it, so that it may be changed in place
             values -= params

@@ -261,6 +261,13 @@ def test_merging_leaves_what_it_was_given_as_it_was():
     assert {node: bits(one) for node, one in nodes.items()} == before
 
 
+def test_nodes_that_overlap_are_not_taken_for_a_total():
+    one = fold(cohort(1))
+    for above in (Node(1, 2), Node(3, 0), Node(4, 0)):
+        with pytest.raises(AssertionError, match="lies within"):
+            total(Tree(16), {Node(0, 4): one, above: one})
+
+
 def test_torch_rows_are_summed_alike_in_nodes_of_every_size():
     torch = pytest.importorskip("torch")
     rows = cohort(45, 6)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import support
+from hansa.aggregators.one_exchange import only_exchange
 from hansa.algorithms.fedavg import FedAvg
 from hansa.algorithms.scaffold import SCAFFOLD
 from hansa.core.errors import Abandoned, InputError
 from hansa.core.protocols import Slot
-from hansa.core.round import buffered_round, make_plan, only_exchange
+from hansa.core.round import buffered_round, make_plan
 from hansa.data.dataset import Dataset
 from hansa.data.population import Population
 from hansa.training.buffered import Buffered
@@ -146,4 +147,4 @@ def test_a_buffer_of_refusals_alone_is_abandoned_and_leaves_nothing_behind():
 def test_an_aggregator_of_several_exchanges_is_refused_with_what_to_use():
     federation = support.quadratic(aggregator=MaskedSum())
     with pytest.raises(InputError, match=r"one exchange.*use Mean\(\)"):
-        only_exchange(federation.task("train"), EIGHT.ids)
+        only_exchange(federation.task("train").aggregator, EIGHT.ids)

@@ -97,10 +97,12 @@ def test_every_way_to_count_steps_gives_what_the_loop_gives(local):
     assert_alike(*both(build_mlp, [table(8, i) for i in range(3)], local))
 
 
-def test_chunks_and_windows_change_nothing(monkeypatch):
+@pytest.mark.parametrize("ahead", [1 << 22, 100])
+def test_chunks_and_windows_change_nothing(monkeypatch, ahead):
+    monkeypatch.setattr("hansa.learners.torch_batched._AHEAD", ahead)
     monkeypatch.setattr("hansa.learners.torch_batched._FEWEST", 3)
     monkeypatch.setitem(__import__("hansa.learners.torch_batched", fromlist=["x"])._CHUNK_BYTES, "cpu", 1)
-    monkeypatch.setitem(__import__("hansa.learners.torch_batched", fromlist=["x"])._WINDOW_BYTES, "cpu", 600)
+    monkeypatch.setattr("hansa.learners.torch_batched._GATHERED_BYTES", 600)
     assert_alike(*both(build_mlp, [table(size, i) for i, size in enumerate(SIZES)], RAGGED))
 
 
@@ -280,23 +282,6 @@ def falls_back(build, datasets, caplog, reason, **options):
     assert "one by one" in said[0]
     assert reason in said[0]
     return looped.params, learner
-
-
-def test_batch_norm_falls_back_to_the_loop_and_its_statistics_are_trained(caplog):
-    def build():
-        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
-
-    params, learner = falls_back(build, [table(n, i) for i, n in enumerate(SIZES)], caplog, "BatchNorm", batched=True)
-    statistics = params[:, learner.layout.slices(["1.running_mean"])[0]]
-    assert len(np.unique(statistics[:, 0])) > 5
-    assert not learner.batches_clients
-
-
-def test_dropout_falls_back_to_the_loop(caplog):
-    def build():
-        return nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3))
-
-    falls_back(build, [table(n, i) for i, n in enumerate(SIZES)], caplog, "cannot be batched", batched=True)
 
 
 class Branching(nn.Module):

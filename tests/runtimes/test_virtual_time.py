@@ -100,6 +100,14 @@ def test_a_run_that_crashed_and_went_on_has_the_bits_of_one_that_did_not(name, o
     assert [row.clock_s for row in resumed.history] == [row.clock_s for row in whole.history]
 
 
+def test_a_checkpoint_of_other_devices_is_refused(tmp_path):
+    run("FedAvg", EQUAL, 2, checkpoint=tmp_path / "timed")
+    run("FedAvg", InProcess(), 2, checkpoint=tmp_path / "plain")
+    for name, found in (("timed", "Devices"), ("plain", "no clock")):
+        with pytest.raises(InputError, match=f"checkpoint: expected one of these devices .*, found {found}"):
+            run("FedAvg", PHONES, 4, checkpoint=tmp_path / name)
+
+
 # ------------------------------------------------------------------------------------------------- rounds, by hand
 
 
@@ -132,7 +140,11 @@ def test_when_a_round_closes_and_who_counts(due, lost, goal, deadline, counted, 
 def test_a_clients_time_is_latency_download_work_and_upload():
     devices = Devices(examples_per_s=10.0, download=1e3, upload=500.0, latency_s=3.0)
     population = hansa.Population({"a": hansa.Dataset(np.zeros((20, 3)), np.zeros(20))})
-    for local, examples in ((dict(local_epochs=2), 40), (dict(local_steps=3, batch_size=5), 15), (dict(local_steps=2), 40)):
+    for local, examples in (
+        (dict(local_epochs=2), 40),
+        (dict(local_steps=3, batch_size=5), 15),
+        (dict(local_steps=2), 40),
+    ):
         federation = support.linear(algorithm=hansa.FedAvg(client_learning_rate=0.01, **local))
         done = simulate(federation, population, num_rounds=1, runtime=VirtualTime(devices=devices))
         sent = {(b["kind"], b["direction"]): b["bytes"] / b["count"] for b in done.info["bodies"]}
@@ -202,7 +214,9 @@ def test_clients_that_are_away_are_not_asked_and_the_cohort_is_made_up_from_othe
 
 def test_time_passes_until_somebody_is_available():
     table = Devices(latency_s=1.0, availability=Diurnal(low=0, high=1, peak_hour=12, zones_h=0))
-    done = simulate(support.quadratic(), TEN, num_rounds=1, cohort_size=9, min_clients=8, runtime=VirtualTime(devices=table))
+    done = simulate(
+        support.quadratic(), TEN, num_rounds=1, cohort_size=9, min_clients=8, runtime=VirtualTime(devices=table)
+    )
     assert 6 * 3600 < done.history[0].clock_s < 12 * 3600  # from midnight on
     nobody = VirtualTime(devices=Delays({}, away=TEN.ids))
     with pytest.raises(RunError, match="expected 1 clients available within 48 simulated hours"):

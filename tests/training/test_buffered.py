@@ -26,7 +26,9 @@ def train(buffer, runtime=UNEVEN, federation=None, population=TEN, **options):
     return simulate(federation or support.quadratic(), population, runtime=runtime, buffer=buffer, **options)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": 2.0}, {"size": 3, "staleness": -1}, {"size": 3, "max_staleness": -1}])
+@pytest.mark.parametrize(
+    "options", [{"size": 0}, {"size": 2.0}, {"size": 3, "staleness": -1}, {"size": 3, "max_staleness": -1}]
+)
 def test_an_option_that_cannot_be_is_refused_by_name(options):
     with pytest.raises(InputError, match=rf"Buffered\({list(options)[-1]}=\): expected"):
         Buffered(**options)

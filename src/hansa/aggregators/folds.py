@@ -131,6 +131,7 @@ def total(tree: Tree, nodes: Mapping[Node, Updates]) -> Updates | None:
         for node in [node for node in sums if node.level == level]:
             if node in sums:
                 above, other = Node(level + 1, node.index >> 1), Node(level, node.index ^ 1)
+                assert above not in sums, f"{node} lies within {above}, which is there too"
                 left, right = sorted((node, other))
                 sums[above] = add(sums.get(left), sums.get(right))
                 sums.pop(node)
@@ -199,13 +200,15 @@ def weighted_sum(values: Array, weights: np.ndarray, total: np.ndarray) -> None:
     if not isinstance(values, np.ndarray):
         total[:] = _weighted_sum_any(values, weights)
         return
+    if len(values) == 1:  # in half the time, to the same bits: a sum begins with zero, which has a sign
+        for start in range(0, values.shape[1], 8 * _COLUMNS):
+            part = slice(start, start + 8 * _COLUMNS)
+            np.multiply(values[0, part], weights[0], dtype=np.float64, out=total[part])
+            total[part] += 0.0
+        return
     values = np.ascontiguousarray(values)  # einsum's order of summation is that of the memory
     for start in range(0, values.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        if len(values) == 1:  # half the time, and the same bits: a sum begins with zero, which has a sign
-            np.multiply(values[0, part], weights[0], dtype=np.float64, out=total[part])
-            total[part] += 0.0
-            continue
         np.einsum("n,np->p", weights, values[:, part], dtype=np.float64, casting="safe", out=total[part])
 
 

@@ -85,12 +85,13 @@ class Mean:
             nodes.update(leaves(tree, stacked(cohort, rows), place, self.fold))
         whole = total(tree, nodes)
         assert whole is not None
+        assert len(whole.clients) == sum(len(report.clients) for report in reports), "nodes that overlap"
         return whole
 
     def reduce(self, blocks: Sequence[Updates], scales: Sequence[float]) -> Aggregate:
         """Folded blocks, one a plan, each scaled for its staleness, over the denominator or the sum of weights.
 
-        Scales are not in that sum: stale updates shorten the step, as in FedBuff. The tail's means are by scaled weight.
+        Scales are not in that sum: stale updates shorten the step, as in FedBuff. The tail's means are by scale.
         """
         over = self.denominator or sum(float(block.weights[0]) for block in blocks)
         values = sum(block.values[0] * scale for block, scale in zip(blocks, scales, strict=True)) / over

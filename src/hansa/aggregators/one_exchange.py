@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hansa.core.protocols import Ask, Client, Report, Updates
+from hansa.core.errors import InputError
+from hansa.core.protocols import Aggregator, Ask, Client, Report, Updates
 
 
 def ask_once(cohort: tuple[Client, ...], history: Mapping[str, tuple[Report, ...]]) -> Ask | None:
@@ -17,3 +18,11 @@ def answer_rows(updates: Updates | None) -> tuple[Updates, Mapping[Client, Any],
     """The rows as they are: nothing to keep, nothing to refuse."""
     assert updates is not None, "an aggregator of one exchange learns in it"
     return updates, {}, {}
+
+
+def only_exchange(aggregator: Aggregator, cohort: tuple[Client, ...]) -> str:
+    """The name of a plain aggregator's one exchange; buffered rounds need such a one."""
+    ask = aggregator.ask(cohort, {})
+    if ask is None or not ask.learn:
+        raise InputError("buffered rounds: expected an aggregator of one exchange, found one of several; use Mean()")
+    return ask.exchange

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hansa.core.key import Key
-from hansa.core.protocols import Plan, Slot
+from hansa.core.protocols import Memory, Plan, Slot
 from hansa.core.round import Context, ServerState, begin, make_plan
 from hansa.federation import Federation, Pair
 from hansa.network.participant import in_the_clear
@@ -63,8 +63,9 @@ def _report(federation: Federation, plan: Plan, name: str, pair: Pair, totals: l
     ready = federation.prepared(train, totals)
     if plan.slot.task != "prepare":
         federation.learner.check(ready, name)
-    data = (ready, None if test is None else federation.prepared(test, totals))
-    report, _, _ = federation.exchange(plan, (name,), [data], [{}], {}, [Key.of("dry run secret")])
+    if plan.slot.task == "evaluate":
+        ready = ready.take([]) if test is None else federation.prepared(test, totals)
+    report, _, _ = federation.exchange(plan, (name,), [ready], Memory([{}]), {}, [Key.of("dry run secret")])
     return report
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from hansa.core.errors import InputError
+from hansa.data.source import held_out
 from hansa.federation import Federation, Pair
 from hansa.network.participant import Participant
 from hansa.terminal import console
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
-from hansa.data.source import held_out
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 
 import numpy as np
 
@@ -79,8 +81,8 @@ def encode(
     """Every client half in order; what clients remember is filed under ``{position}.{name}``."""
     remembered: dict[str, Array] = {}
     for i, (transform, settings) in enumerate(zip(transforms, plan.settings, strict=True)):
-        rows = Streams(updates.clients, lambda client, i=i: plan.key.child("transform", i, client))
-        own = Streams(secret, lambda key, i=i: key.child("transform", i))
+        rows = Streams(updates.clients, partial(plan.key.child, "transform", i))
+        own = Streams(secret, methodcaller("child", "transform", i))
         updates, kept = transform.encode(
             updates, settings, memory.part(str(i)), Draws(plan.key.child("transform", i), rows, own)
         )

@@ -161,7 +161,8 @@ class Fit(Protocol):
         models: Mapping[str, Array] | None = None,
         steps: int | None = None,
     ) -> Array: ...
-    def change(self, params: Array, **options: Any) -> Array: ...  # fit(params, ...) - params
+    @property
+    def change(self) -> Callable[..., Array]: ...  # change(params, ...) = fit(params, ...) - params
     def updates(
         self, values: Array, weights: Array | None = None, tail: Mapping[str, Array] | None = None
     ) -> Updates: ...

@@ -14,20 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hansa.core import chain
-from hansa.core.errors import Abandoned, InputError
+from hansa.core.errors import Abandoned
 from hansa.core.key import Key, Streams
 from hansa.core.layout import Layout
-from hansa.core.protocols import (
-    Aggregate, Array, Client, Fit, Memory, Plan, Remembered, Report, Runtime, Slot, State, Updates,
-)  # fmt: skip
+from hansa.core.protocols import Aggregate, Array, Client, Fit, Memory, Plan, Remembered, Report, Runtime, Slot, Updates
 from hansa.core.tasks import Parts
 
 
 class ServerState(NamedTuple):
     """The algorithm's state and each transform's."""
 
-    algorithm: State
-    transforms: tuple[State, ...]
+    algorithm: Any
+    transforms: tuple[Any, ...]
 
 
 class Context(NamedTuple):
@@ -57,8 +55,7 @@ def client_round(
     held = {client: scratch.get(client, {}) for client in here} if scratch or updates is None else {}
     streams = Streams(secret, lambda key: key.child("aggregator", plan.slot.exchange))
     payload, kept, more = parts.aggregator.answer(plan, updates, held, streams)
-    if more:
-        here = tuple(client for client in here if client not in more)
+    here = tuple(client for client in here if client not in more) if more else here
     return Report(plan.slot, here, payload, {**refused, **more}), remembered, kept
 
 
@@ -98,9 +95,8 @@ def _refusals(parts: Parts, updates: Updates) -> dict[Client, str]:
     """Why a row may not count, by client."""
     if not parts.must_be_finite:
         return {}
-    finite = np.isfinite(updates.weights)
-    if parts.look_at_values:
-        finite &= chain.finite_rows(updates.values)
+    looked = chain.finite_rows(updates.values) if parts.look_at_values else True
+    finite = np.isfinite(updates.weights) & looked
     for name, column in updates.tail.items():
         finite &= np.isfinite(np.asarray(column)) | (name == "train_loss")
     refused = {updates.clients[i]: "no training examples" for i in np.flatnonzero(~(updates.weights > 0)).tolist()}
@@ -230,9 +226,9 @@ def buffered_round(
 ) -> tuple[ServerState, Aggregate]:
     """One buffered asynchronous round: the next ``buffer_size`` reports, whatever plan they answer.
 
-    Nguyen et al., "Federated learning with buffered asynchronous aggregation", AISTATS 2022, algorithm 1 (FedBuff).
-    ``plans`` are those under way, kept up by the runtime; an update that comes ``s`` rounds late is scaled by
-    ``staleness(s)``. ``refill(n)`` starts ``n`` more clients, and is called as soon as so many have reported.
+    Algorithm 1 (FedBuff) of Nguyen et al., AISTATS 2022: see ``training/buffered.py``. ``plans`` are those under way,
+    kept up by the runtime; an update that comes ``s`` rounds late is scaled by ``staleness(s)``. ``refill(n)`` starts
+    ``n`` more clients, and is called as soon as so many have reported.
     """
     late: dict[Slot, list[Report]] = {}
     for report in runtime.arrivals(buffer_size, refill):
@@ -252,11 +248,3 @@ def buffered_round(
     for slot in late:  # a client is in a buffer once, so that it cannot be counted for another's plan
         runtime.settle(slot, mean.clients)
     return state, mean
-
-
-def only_exchange(parts: Parts, cohort: tuple[Client, ...]) -> str:
-    """The name of a plain aggregator's one exchange; buffered rounds need such a one."""
-    ask = parts.aggregator.ask(cohort, {})
-    if ask is None or not ask.learn:
-        raise InputError("buffered rounds: expected an aggregator of one exchange, found one of several; use Mean()")
-    return ask.exchange

@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     aggregator: Aggregator
     dtype: str = "float32"  # of the values on the wire
     must_be_finite: bool = True
-    look_at_values: bool = True  # False: whoever adds the rows looks at their sum, and calls ``refuse`` if need be
+    look_at_values: bool = True  # False: whoever adds the rows looks at the sum, and may ``refuse``
     train_loss: bool = False  # each client's mean training loss travels in the tail
 
 

@@ -240,7 +240,7 @@ def _layouts(job: Job, loss: Loss) -> Iterator[_Layout]:
         return
     size = max(1, _AHEAD // max(1, len(steps) * job.local.batch_size))
     while held := list(islice(plan, size)):
-        yield _layout(job, loss, *(np.stack([step[i] for step in held]) for i in (0, 1)))
+        yield _layout(job, loss, np.stack([rows for rows, _ in held]), np.stack([real for _, real in held]))
 
 
 def _layout(job: Job, loss: Loss, rows: Integers, real: npt.NDArray[np.bool_]) -> _Layout:

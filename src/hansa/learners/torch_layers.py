@@ -161,7 +161,6 @@ class Chain:
             slope = torch.autograd.grad(losses.sum(), leaf)[0]
         return losses.detach(), slope
 
-
     def _minus_ones(self, like: Tensor) -> Tensor:
         """-1 wherever ``like`` has a place."""
         if self._minus.numel() < like.numel() or self._minus.device != like.device:

@@ -57,16 +57,18 @@ class NetworkRuntime:
         self._opened[plan.slot] = self._monotonic()
         self.coordinator.wake()
 
-    def reports(self, slot: Slot | None) -> Iterator[Report]:
+    def arrivals(self, count: int, refill: Callable[[int], None]) -> Iterator[Report]:
+        """Buffered rounds are refused."""
+        raise InputError(
+            "NetworkRuntime: expected rounds with a cohort, found buffered rounds, which this version runs in "
+            "simulation only; use hansa.simulate, or leave the buffer out"
+        )
+
+    def reports(self, slot: Slot) -> Iterator[Report]:
         """A slot's frozen set, one report a client, in the order of the plan's cohort; waits until it is closed.
 
         Raises ``Abandoned`` when too few clients are left.
         """
-        if slot is None:
-            raise InputError(
-                "NetworkRuntime: expected rounds with a cohort, found buffered rounds, which this version runs in "
-                "simulation only; use hansa.simulate, or leave the buffer out"
-            )
         self._wait(slot)
         self.coordinator.rounds.freeze(slot, self._fewest(slot))
         codec, size = self.coordinator.federation.codec(slot), self.coordinator.size_of(slot)

@@ -50,6 +50,8 @@ class Crew:
         """A plan's reports from ``clients``, filed with ``home``; all are there when the first one comes."""
         places = {client: i for i, client in enumerate(cohort)}
         parts = parts_of(cohort, clients, width)
+        if plan.slot.task == "prepare" or not parts:
+            home.traffic.down(plan, clients)
         if plan.slot.task == "prepare":  # reads everybody once: here, so that what was read is there to be shared
             for part in parts:
                 done = self._worker.run(plan, part, places, home.memory.rows, home.scratch_of(plan.slot), width)
@@ -164,6 +166,7 @@ class _Round:
         self._shares = Shares([len(part.clients) for part in parts], self._num)
         self._done: dict[int, Done] = {}
         self._sums: dict[Node, Updates] = {}
+        self._borrowed: dict[int, list[Node]] = {}  # sums that lie in a worker's lane, by worker
         self._deaths: Counter[int | None] = Counter()  # by the part that a lost worker was doing
         self._choices: dict[str, str] = dict(getattr(home.federation.learner, "choices", {}))
         self._deciding: Member | None = None
@@ -173,10 +176,13 @@ class _Round:
     def reports(self) -> Iterator[Report]:
         """All reports; a worker that is busy when this is given up is ended."""
         try:
+            for index in range(self._num):
+                self._feed(index)
+            self._home.traffic.down(self._plan, [client for part in self._parts for client in part.clients])
             while not self._is_over():
+                self._listen()
                 for index in range(self._num):
                     self._feed(index)
-                self._listen()
         except BaseException:
             self._crew.kill()
             raise
@@ -217,6 +223,8 @@ class _Round:
 
     def _send(self, member: Member, number: int, may_choose: bool = False) -> bool:
         """Send a part; False where it has to wait, or the worker is gone."""
+        for node in self._borrowed.pop(member.index, ()):
+            self._sums[node] = self._sums[node]._replace(values=self._sums[node].values.copy())
         try:
             if member.plan is not self._letter:
                 member.channel.send(Begin(self._letter, self._width))
@@ -255,7 +263,8 @@ class _Round:
             if self._crew.at(member.index) is not member:  # lost while another was heard
                 continue
             try:
-                message = member.channel.receive(owned=True)
+                # Sums stay where they are: nobody overwrites them before this worker gets another part.
+                message = member.channel.receive(owned=not member.is_summing)
             except (EOFError, OSError):
                 self._lost(member)
                 continue
@@ -269,6 +278,7 @@ class _Round:
             member.is_summing = False
             member.unsummed.clear()
             self._sums.update(message)
+            self._borrowed.setdefault(member.index, []).extend(message)
             return
         repeat(message.said, self._crew.heard)
         member.running.remove(message.number)
@@ -334,4 +344,6 @@ class _Round:
                     yield report
         if is_summed:
             row = total(Tree(self._parts[0].num_cohort), self._sums)
+            if row is not None and len(self._sums) == 1:
+                row = row._replace(values=row.values.copy())
             yield Report(slot, tuple(clients), row, refused)

@@ -36,7 +36,9 @@ class Device(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTable:
-    """Devices read from a CSV file by ``Devices.from_csv``. All columns are optional, and so is every cell:
+    """Devices read from a CSV file by ``Devices.from_csv``.
+
+    All columns are optional, and so is every cell.
 
     | column | meaning | where empty |
     |---|---|---|

@@ -170,8 +170,10 @@ class Devices:
         drawn = np.zeros((len(clients), 4))
         if any(isinstance(figure, LogNormal) for figure in figures):
             drawn = standard([key.child("device", client) for client in clients])
-        columns = [f.of(z) if isinstance(f, LogNormal) else np.full(len(z), float(f)) for f, z in zip(figures, drawn.T)]
-        return Traits(*columns, dropout=np.full(len(clients), float(self.dropout)))
+        pairs = zip(figures, drawn.T, strict=True)
+        columns = [f.of(z) if isinstance(f, LogNormal) else np.full(len(z), float(f)) for f, z in pairs]
+        speed, download, upload, latency = columns
+        return Traits(speed, download, upload, latency, np.full(len(clients), float(self.dropout)))
 
     def online(self, clients: Sequence[Client], time_s: float, key: Key) -> npt.NDArray[np.bool_]:
         """Who is online ``time_s`` seconds after the start."""

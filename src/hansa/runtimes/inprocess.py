@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Client, Plan, Report, Slot
+from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair
 from hansa.runtimes.simulated import SimulatedRuntime
 from hansa.runtimes.worker import Worker, block_rows, parts_of
@@ -50,6 +51,7 @@ class InProcessRuntime(SimulatedRuntime):
 
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
         """Part after part, each when it is asked for."""
+        self.traffic.down(plan, clients)
         places = {client: i for i, client in enumerate(cohort)}
         for part in parts_of(cohort, clients, self.block_size):
             scratch = self.scratch_of(plan.slot)
@@ -57,7 +59,7 @@ class InProcessRuntime(SimulatedRuntime):
                 plan.slot, self.worker.run(plan, part, places, self.memory.rows, scratch, self.block_size)
             )
 
-    def rows(self, plan: Plan, block: Sequence[Client]) -> list[Any]:
+    def rows(self, plan: Plan, block: Sequence[Client]) -> Sequence[Dataset]:
         """The clients' rows, prepared."""
         return self.worker.rows(plan, block)
 

@@ -41,7 +41,6 @@ class SimulatedRuntime:
         """A slot's reports, folded where the aggregator allows."""
         accepted = 0
         for plan, cohort, clients in self._started.pop(slot, []):
-            self.traffic.down(plan, clients)
             for report in self._reports(plan, cohort, clients):
                 accepted += len(report.clients)
                 yield report
@@ -103,7 +102,7 @@ class SimulatedRuntime:
         """Give back what the runtime holds: nothing, here."""
 
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
-        """One plan's reports from ``clients``, some of ``cohort``."""
+        """One plan's reports from ``clients``, some of ``cohort``; it also counts the plan's own traffic."""
         raise NotImplementedError
 
 

@@ -218,6 +218,7 @@ class VirtualTimeRuntime:
         return {
             **self.inner.kept(),
             "virtual": {
+                "devices": repr(self.devices),
                 "clock_s": self.clock_s,
                 "num_jobs": self._num_jobs,
                 "tally": asdict(self.tally),
@@ -230,7 +231,12 @@ class VirtualTimeRuntime:
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Go on from what ``kept`` gave."""
-        own = kept["virtual"]
+        own = kept.get("virtual", {})
+        if own.get("devices") != repr(self.devices):
+            raise InputError(
+                f"checkpoint: expected one of these devices ({self.devices!r}), found "
+                f"{own.get('devices', 'no clock')}; give the same devices, or delete it"
+            )
         self.inner.restore({name: value for name, value in kept.items() if name != "virtual"})
         plans = [_unpacked(tree) for tree in own["plans"]]
         self.clock_s, self._num_jobs, self.tally = own["clock_s"], own["num_jobs"], Tally(**own["tally"])

@@ -81,7 +81,7 @@ class Worker:
         for block in blocks_of(plan, part.clients, width):
             mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}
             secret = Streams(block, lambda client: self._key.child("client", client, *where))
-            report, new, more = self._exchange(plan, block, memory(block), mine, secret, not folds)
+            report, new, more = self._exchange(plan, block, memory(block), mine, secret, looks)
             reports.append(report)
             remembered.append(new)
             kept.update(more)
@@ -89,7 +89,9 @@ class Worker:
             folded = self._fold(plan, part, places, reports, aggregator)
             if folded is not None and not np.isfinite(folded.values).all():  # then somebody's row is not
                 parts = self.federation.parts(plan.slot)
-                pairs = [refuse(parts, *pair) if pair[0].clients else pair for pair in zip(reports, remembered)]
+                pairs = [
+                    refuse(parts, *pair) if pair[0].clients else pair for pair in zip(reports, remembered, strict=True)
+                ]
                 reports, remembered = [report for report, _ in pairs], [new for _, new in pairs]
                 folded = self._fold(plan, part, places, reports, aggregator)
         for report in reports:
@@ -154,9 +156,8 @@ class Worker:
         self._trusts = True  # look at all of them at once
         everything = shelf.fill(ahead, load)
         self._trusts = False
-        if everything is None or self._fits(everything):
+        if everything is not None and self._fits(everything):
             return shelf
-        self._pairs.clear()
         return Shelf(read)  # one client's rows do not fit: it is named when it takes part
 
     def _fits(self, dataset: Dataset) -> bool:
@@ -177,7 +178,7 @@ class Worker:
             if plan.slot.task != "prepare" and not self._trusts:
                 self.federation.check_data((train, test), client, prepared=True)
             known = (train, test)
-            if self._keep:
+            if self._keep and not self._trusts:
                 self._pairs[client] = known
         return known
 
@@ -210,7 +211,7 @@ def parts_of(cohort: Sequence[Client], clients: Sequence[Client], width: int) ->
 def block_rows(federation: Federation) -> int:
     """Clients in a block: as many as keep a block's parameters in a processor's cache."""
     row = 4 * max(1, federation.learner.layout.num_params)
-    rows = max(1, _NODE_BYTES * 5 // 4 // row)
+    rows: int = max(1, _NODE_BYTES * 5 // 4 // row)
     return min(_WIDEST if getattr(federation.learner, "batches_clients", False) else 16, rows)
 
 

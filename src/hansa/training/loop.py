@@ -13,10 +13,11 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
+from hansa.aggregators.one_exchange import only_exchange
 from hansa.core.errors import Abandoned, InputError, RunError
 from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Array, Client, Plan, Runtime, Slot
-from hansa.core.round import Context, ServerState, begin, buffered_round, make_plan, only_exchange, server_round
+from hansa.core.round import Context, ServerState, begin, buffered_round, make_plan, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.training.asking import choose
@@ -124,7 +125,7 @@ class Loop:
                 f"Schedule(buffer=): expected a runtime with a clock, found {type(runtime).__name__}; use "
                 "runtime=hansa.VirtualTime(hansa.InProcess(), devices=hansa.Devices.phones()), or leave buffer out"
             )
-        only_exchange(self.federation.task("train"), tuple(self.clients()[:1]))
+        only_exchange(self.federation.task("train").aggregator, tuple(self.clients()[:1]))
         if buffer.size > len(self.clients()):
             raise InputError(
                 f"Buffered(size=): expected up to the population's {len(self.clients())} clients, found {buffer.size}"
@@ -243,7 +244,7 @@ class Loop:
         assert buffer is not None
         assert is_clocked(runtime)
         everyone, num_draws = self.clients(), 0
-        exchange = only_exchange(parts, tuple(everyone[:1]))
+        exchange = only_exchange(parts.aggregator, tuple(everyone[:1]))
         runtime.concurrency = self.schedule.num_asked(len(everyone))
         runtime.oldest_round = 0 if buffer.max_staleness is None else number - buffer.max_staleness
 
