@@ -83,9 +83,10 @@ class Work:
         try:
             self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
         except RunError as error:  # a learner knows a client by its row of the block; here it has a name
-            if not hasattr(error, "row"):
+            row, reason = getattr(error, "row", None), getattr(error, "reason", "")
+            if row is None:
                 raise
-            raise RunError(f"client {self.clients[error.row]!r} {error.reason}") from error.__cause__
+            raise RunError(f"client {self.clients[row]!r} {reason}") from error.__cause__
         if change and not own:
             values = self._fitted.params  # ours: nobody else holds it, so that it may be changed in place
             values -= params

@@ -363,6 +363,7 @@ def test_a_round_by_workers_that_share_a_cohort_is_the_round_of_one():
 
     class Shared(type(site)):
         def _reports(self, plan, cohort, clients):
+            self.traffic.down(plan, clients)
             places = {client: i for i, client in enumerate(cohort)}
             for part in reversed(parts_of(cohort, clients, 5)):
                 turn[0] += 1

@@ -78,6 +78,7 @@ class Worker:
         where = (plan.slot.task, plan.slot.round, plan.slot.attempt)
         aggregator = self.federation.parts(plan.slot).aggregator
         folds = aggregator.linear and hasattr(aggregator, "fold")
+        looks = not folds or bool(plan.settings)  # a transform may hide what is not finite
         for block in blocks_of(plan, part.clients, width):
             mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}
             secret = Streams(block, lambda client: self._key.child("client", client, *where))
