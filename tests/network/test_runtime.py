@@ -291,7 +291,7 @@ def test_a_client_that_joins_later_enters_after_the_next_release(site, tools):
 
 def test_buffered_rounds_are_refused_with_what_to_do(site, tools):
     with pytest.raises(InputError, match="buffered rounds"):
-        next(tools.runtime(site.coordinator).reports(None))
+        tools.runtime(site.coordinator).arrivals(1, print)
 
 
 def test_a_blob_that_is_not_what_its_hash_says_is_not_used(site, tools):
