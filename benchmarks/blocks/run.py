@@ -46,10 +46,10 @@ class TimedLearner(hansa.TorchLearner):
 
     fit_seconds = 0.0
 
-    def fit(self, *block: Any) -> Any:
+    def fit(self, *block: Any, **named: Any) -> Any:
         """Local training, timed."""
         started = time.perf_counter()
-        fitted = super().fit(*block)
+        fitted = super().fit(*block, **named)
         self.fit_seconds += time.perf_counter() - started
         return fitted
 
