@@ -99,10 +99,10 @@ def test_every_way_to_count_steps_gives_what_the_loop_gives(local):
 
 @pytest.mark.parametrize("ahead", [1 << 22, 100])
 def test_chunks_and_windows_change_nothing(monkeypatch, ahead):
-    monkeypatch.setattr("hansa.learners.torch_batched._AHEAD", ahead)
+    monkeypatch.setattr("hansa.learners.torch_layout._AHEAD", ahead)
     monkeypatch.setattr("hansa.learners.torch_batched._FEWEST", 3)
     monkeypatch.setitem(__import__("hansa.learners.torch_batched", fromlist=["x"])._CHUNK_BYTES, "cpu", 1)
-    monkeypatch.setattr("hansa.learners.torch_batched._GATHERED_BYTES", 600)
+    monkeypatch.setattr("hansa.learners.torch_layout._GATHERED_BYTES", 600)
     assert_alike(*both(build_mlp, [table(size, i) for i, size in enumerate(SIZES)], RAGGED))
 
 

@@ -8,9 +8,8 @@ there are.
 from __future__ import annotations
 
 import bisect
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +28,30 @@ class Node(NamedTuple):
 
     level: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a node
+
+
+class Positions(Mapping[Client, int]):
+    """Where each client stands in a cohort; looked up only where somebody asks.
+
+    >>> Positions(("a", "b"))["b"]
+    1
+    """
+
+    def __init__(self, cohort: Sequence[Client]) -> None:
+        self._cohort = cohort
+
+    def __getitem__(self, client: Client) -> int:
+        return self._found[client]
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(self._cohort)
+
+    def __len__(self) -> int:
+        return len(self._cohort)
+
+    @cached_property
+    def _found(self) -> dict[Client, int]:
+        return {client: i for i, client in enumerate(self._cohort)}
 
 
 class Tree:
@@ -93,12 +116,18 @@ def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
 
 
 def add_pairs(leaves: Updates) -> Updates:
-    """A power of two of folded rows, added as a balanced tree until one is left."""
+    """A power of two of folded rows, added as a balanced tree until one is left; in place, so they must be one's own.
+
+    >>> add_pairs(Updates((), np.array([[1.0], [2.0], [3.0], [4.0]]), np.ones(4), {}, {}, folded=True)).values.tolist()
+    [[10.0]]
+    """
     values, weights, tail = leaves.values, leaves.weights, dict(leaves.tail)
     while len(values) > 1:
-        values, weights = values[0::2] + values[1::2], weights[0::2] + weights[1::2]
+        values[0::2] += values[1::2]
+        values, weights = values[0::2], weights[0::2] + weights[1::2]
         tail = {name: column[0::2] + column[1::2] for name, column in tail.items()}
-    return leaves._replace(values=values, weights=weights, tail=tail)
+    own = values if len(leaves.values) == 1 else values.copy()  # not a view of all leaves, which would stay with it
+    return leaves._replace(values=own, weights=weights, tail=tail)
 
 
 def add(left: Updates | None, right: Updates | None) -> Updates | None:
@@ -179,20 +208,35 @@ def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np
 
 def _narrow_sums(values: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """The same for rows so short that a call for each run would cost more than the sums."""
-    widest = int(np.diff(cuts).max())
-    if not widest:
-        return np.zeros((len(cuts) - 1, values.shape[1]))
-    places = cuts[:-1, None] + np.arange(widest)
-    real, places = places < cuts[1:, None], np.minimum(places, len(values) - 1)
+    filled = np.flatnonzero(cuts[1:] > cuts[:-1])
+    if cuts[-1] - cuts[0] == len(filled):  # no run of more than one row
+        sums, rows = np.zeros((len(cuts) - 1, values.shape[1])), slice(cuts[0], cuts[-1])
+        sums[filled] = np.multiply(values[rows], weights[rows, None], dtype=np.float64) + 0.0  # a sum begins with zero
+        return sums
+    places, real = _padded(cuts, len(values))
     own = np.where(real, weights[places], 0.0)
-    sums: np.ndarray = np.einsum("fm,fmp->fp", own, values[places], dtype=np.float64, casting="safe")
-    return sums
+    found: np.ndarray = np.einsum("fm,fmp->fp", own, values[places], dtype=np.float64, casting="safe")
+    return found
+
+
+def _padded(cuts: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each run side by side, and which of them are real: both (num_runs, rows of the longest run)."""
+    places = cuts[:-1, None] + np.arange(int(np.diff(cuts).max()))
+    real = places < cuts[1:, None]
+    return np.minimum(places, num_rows - 1), real
 
 
 def _sums(column: np.ndarray, edges: Sequence[int]) -> np.ndarray:
     """Sums of a column's runs, left to right: (num_runs,) float64."""
-    numbers = column.tolist()  # not sum(): from Python 3.12 it rounds otherwise
-    return np.array([reduce(operator.add, numbers[start:stop], 0.0) for start, stop in pairwise(edges)])
+    cuts = np.asarray(edges)
+    sums = np.zeros(len(cuts) - 1)
+    if len(cuts) > 2 and len(column):  # all runs at once, a row of each after the other
+        places, real = _padded(cuts, len(column))
+        for number, is_there in zip(np.where(real, column[places], 0.0).T, real.T, strict=True):
+            np.add(sums, number, out=sums, where=is_there)
+    elif len(column[cuts[0] : cuts[-1]]):
+        sums += np.cumsum(column[cuts[0] : cuts[-1]])[-1]  # not sum(), which adds in another order
+    return sums
 
 
 def weighted_sum(values: Array, weights: np.ndarray, total: np.ndarray) -> None:

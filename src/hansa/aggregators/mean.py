@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hansa.aggregators.folds import Tree, fold, leaves, stacked, total
+from hansa.aggregators.folds import Positions, Tree, fold, leaves, stacked, total
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
 from hansa.core.key import Key
@@ -74,12 +74,12 @@ class Mean:
         reports = [report for report in history["update"] if report.clients]
         if not reports:
             return Updates((), np.zeros((1, 0)), np.zeros(1))
-        place = {client: i for i, client in enumerate(cohort)}
-        tree = Tree(len(cohort))
-        nodes = {}
+        place, tree, nodes = Positions(cohort), Tree(len(cohort)), {}
         for report in reports:
             if report.payload.folded:
-                nodes[tree.around(place[report.clients[0]], place[report.clients[-1]])] = report.payload
+                is_whole = len(report.clients) == len(cohort)
+                ends = (0, len(cohort) - 1) if is_whole else (place[report.clients[0]], place[report.clients[-1]])
+                nodes[tree.around(*ends)] = report.payload
         rows = [report for report in reports if not report.payload.folded]
         if rows:
             nodes.update(leaves(tree, stacked(cohort, rows), place, self.fold))

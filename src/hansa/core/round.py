@@ -159,7 +159,7 @@ def combine(
     sensitivity = parts.aggregator.sensitivity(bound)
     mean, transforms = chain.release(parts.transforms, mean, state.transforms, sensitivity, secret)
     mean = mean._replace(
-        clients=tuple(c for block in blocks for c in block.clients),
+        clients=sum((block.clients for block in blocks), ()),
         variants={c: v for plan, _ in groups for c, v in plan.variants.items()},
         num_population=context.num_population,
         layout=context.layout,

@@ -73,7 +73,7 @@ class Shelf:
         """The clients' datasets, as a ``Block`` where they fit together; ``load`` gives those not yet seen."""
         if self._position is not None:
             return self._taken(np.array([self._position(client) for client in clients], dtype=np.int64))
-        places = [self._where.get(client) for client in clients]
+        places = list(map(self._where.get, clients))
         if None in places:
             places = [self._place(client, load) for client in clients]
         if None in places or not self._columns:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ class Trainer:
 
     def _batched(self, job: Job) -> Batched:
         way = self._chain or Mapped(self._flat, self._loss, {name: self._others[name] for name in job.models})
-        return _Batched(self._flat, self._loss, way, self._others)
+        return Batched(self._flat, self._loss, way, self._others)
 
     def _choose(self, job: Job) -> str:
         """The way for jobs like this one."""
@@ -161,18 +160,6 @@ class Trainer:
         if reason not in self._said:
             self._said.add(reason)
             _LOG.warning("TorchLearner trains clients one by one: %s", reason)
-
-
-class _Batched(Batched):
-    """Tells a mapped model which clients train next, and asks it for their buffers afterwards."""
-
-    def _fit_chunk(self, job: Job, rows: Tensor, *rest: Any) -> Any:
-        if not isinstance(self._way, Mapped):
-            return super()._fit_chunk(job, rows, *rest)
-        self._way.begin(job)
-        found = super()._fit_chunk(job, rows, *rest)
-        self._way.finish(job, rows)
-        return found
 
 
 def _situation(job: Job) -> str:

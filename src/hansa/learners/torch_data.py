@@ -127,7 +127,6 @@ class Stacked(NamedTuple):
     y: Tensor | None
     shares: Tensor  # (num_clients, width): each example's share of its batch's mean, 0 where padded
     counts: npt.NDArray[np.int64]  # (num_clients,): examples that are not padding; they come first
-    seen: Tensor | None = None  # (num_clients, width, 1): where a way may write each example's log-likelihood
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -7,14 +7,18 @@ gradient in its input is taken before its weights change.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hansa.learners.torch_data import Stacked
+from hansa.learners.torch_dual import Dual
+from hansa.learners.torch_job import Job
+from hansa.learners.torch_layout import Group, Plan
 from hansa.learners.torch_losses import NamedLoss
 from hansa.learners.torch_module import FlatModel
+from hansa.learners.torch_slopes import FEW_CLASSES, AnyLoss, FewClasses, Slopes
 
 # Elementwise and without parameters: these mean the same with a client axis in front.
 _ACTIVATIONS = (
@@ -32,12 +36,12 @@ class Layer(Protocol):
 class _Linear:
     """``x Wᵀ + b`` for each client; ``bind`` says where its weights and their gradient lie."""
 
-    def __init__(self, weight: int, bias: int | None) -> None:
-        self._places = (weight, bias)
+    def __init__(self, places: list[int], num_outputs: int) -> None:
+        self.places, self.num_outputs = places, num_outputs
 
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None) -> None:
         """Use these of all learned parameters (num_clients, *shape), and of the gradient."""
-        place, bias = self._places
+        place, bias = self.places[0], self.places[1] if len(self.places) > 1 else None
         self._weight, self._bias = parameters[place], None if bias is None else parameters[bias]
         self._weight_gradient = None if gradient is None else gradient[place]
         self._bias_gradient = None if gradient is None or bias is None else gradient[bias]
@@ -115,57 +119,77 @@ class _Flatten:
 class Chain:
     """The batched twin of an ``nn.Linear`` or of an ``nn.Sequential`` of linear layers, activations and ``Flatten``."""
 
-    def __init__(self, layers: list[Layer], loss: NamedLoss) -> None:
-        self._layers, self._loss = layers, loss
+    def __init__(self, layers: list[Any], flat: FlatModel, loss: NamedLoss) -> None:
+        self._layers, self._flat, self._loss = layers, flat, loss
         linear = [i for i, layer in enumerate(layers) if isinstance(layer, _Linear)]
-        self._first = linear[0]
-        self._minus = torch.empty(0)
+        self._first, self._last = linear[0], linear[-1]
+        self._dual: Dual | None = None
+
+    def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
+        """These clients train next; ``plan`` are all their steps, where they are laid out together.
+
+        Returns the parameters that need no stack: those of the first linear layer where its dual form pays.
+        """
+        self._dual = None
+        if plan is None or not (job.local.optimizer.is_plain and job.terms.is_none):
+            return ()
+        (layout, feed), received = plan, self._flat.split(job.params)
+        places: list[int] = self._layers[self._first].places
+        if not Dual.pays(layout.num_steps, layout.width, layout.repeats, received[places[0]].shape[1]):
+            return ()
+        x = feed.everything()
+        assert isinstance(x, Tensor)
+        for layer in self._layers[: self._first]:
+            x = layer.forward(x)
+        if x.dim() != 3:
+            return ()
+        self._dual = Dual(x, layout.width, layout.repeats, [received[i] for i in places], job.local.learning_rate)
+        return places
+
+    def finish(self, job: Job, rows: Tensor) -> None:
+        """Write what has no stack into the clients' ``rows``."""
+        if self._dual is not None:
+            places = self._flat.split(rows)
+            self._dual.write([places[i] for i in self._layers[self._first].places], job.change)
 
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None, constants: dict[str, Tensor]) -> None:
         """Work on these parameters (num_clients, *shape), in place; without ``gradient`` a step is fused."""
         for layer in self._layers:
             if isinstance(layer, _Linear):
                 layer.bind(parameters, gradient)
+        if self._dual is not None:
+            self._dual.keep(len(parameters[0]))
 
-    def backward(self, batch: Stacked, rate: float | None) -> Tensor | None:
-        """Each client's loss (num_clients,) on its batch, or None where ``batch.seen`` got each example's.
+    def train(self, group: Group, rate: float | None, apply: Callable[[], None] | None) -> Tensor:
+        """Take the steps of ``group``: each by ``rate``, or by ``apply`` once the gradient is written if it is None.
 
-        Steps by ``rate``, or writes the gradient if it is None.
+        Returns for each client the sum of its batches' losses before the step, times what their examples weigh.
         """
-        x = batch.x
-        assert isinstance(x, Tensor)
-        for layer in self._layers:
-            x = layer.forward(x)
-        losses, slope = self._loss_slope(x, batch)
-        for i in range(len(self._layers) - 1, self._first - 1, -1):
-            slope = self._layers[i].backward(slope, rate, i > self._first)
-        return losses
+        first, layers = self._first, list(self._layers)
+        if self._dual is not None:
+            layers[first] = self._dual
+            forward, xs = layers[first:], [group.shares] * len(group.totals)  # the dual has its examples
+        else:
+            forward, xs = layers, list(group.x)  # type: ignore[arg-type]  # a chain takes one tensor
+        backward = [(layer, i > 0) for i, layer in enumerate(layers[first:])][::-1]
+        slopes = self._slopes(group)
+        for step, x in enumerate(xs):
+            for layer in forward:
+                x = layer.forward(x)
+            slope = slopes.of(x, step)
+            for layer, needs_input in backward:
+                slope = layer.backward(slope, rate, needs_input)
+            if apply is not None:
+                apply()
+        return slopes.losses()
 
-    def _loss_slope(self, scores: Tensor, batch: Stacked) -> tuple[Tensor | None, Tensor]:
-        """The losses (num_clients,) and their slope in the scores."""
-        y, shares = batch.y, batch.shares
-        assert y is not None
-        if self._loss.is_cross_entropy and scores.dim() == 3:
-            logs, labels = torch.log_softmax(scores, -1), y.unsqueeze(-1)
-            losses = None
-            if batch.seen is not None:
-                torch.gather(logs, -1, labels, out=batch.seen)
-            else:
-                losses = -(logs.gather(-1, labels).squeeze(-1) * shares).sum(1)
-            slope = logs.exp_().scatter_add_(-1, labels, self._minus_ones(labels))
-            return losses, slope.mul_(shares.unsqueeze(-1))
-        with torch.enable_grad():
-            leaf = scores.detach().requires_grad_()
-            each = self._loss.each(leaf.flatten(0, 1), y.flatten(0, 1)).view(shares.shape)
-            losses = (each * shares).sum(1)
-            slope = torch.autograd.grad(losses.sum(), leaf)[0]
-        return losses.detach(), slope
-
-    def _minus_ones(self, like: Tensor) -> Tensor:
-        """-1 wherever ``like`` has a place."""
-        if self._minus.numel() < like.numel() or self._minus.device != like.device:
-            self._minus = torch.full((like.numel(),), -1.0, device=like.device)
-        return self._minus[: like.numel()].view(like.shape)
+    def _slopes(self, group: Group) -> Slopes:
+        """What the loss says of the scores of each step."""
+        assert group.y is not None
+        num_outputs = self._layers[self._last].num_outputs
+        if self._loss.is_cross_entropy and group.y.dim() == 3 and num_outputs <= FEW_CLASSES:
+            return FewClasses(group, num_outputs)
+        return AnyLoss(group, self._loss)
 
 
 def chain_of(flat: FlatModel, loss: Any) -> Chain | None:
@@ -174,13 +198,13 @@ def chain_of(flat: FlatModel, loss: Any) -> Chain | None:
     if not isinstance(loss, NamedLoss) or flat.has_buffers or modules is None:
         return None
     places = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
-    layers: list[Layer] = []
+    layers: list[Any] = []
     used: list[int] = []
     for module in modules:
         if type(module) is nn.Linear:
             own = [places.get(id(p), -1) for p in module.parameters(recurse=False)]
             used += own
-            layers.append(_Linear(own[0], own[1] if len(own) > 1 else None))
+            layers.append(_Linear(own, module.out_features))
         elif type(module) is nn.ReLU:
             layers.append(_Relu())
         elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
@@ -190,7 +214,7 @@ def chain_of(flat: FlatModel, loss: Any) -> Chain | None:
         elif type(module) is not nn.Identity:
             return None
     # Each parameter once: none is frozen (-1), shared or tied, which one step in place would not suit.
-    return Chain(layers, loss) if sorted(used) == list(range(len(flat.parameters))) else None
+    return Chain(layers, flat, loss) if sorted(used) == list(range(len(flat.parameters))) else None
 
 
 def _in_a_row(module: nn.Module) -> list[nn.Module] | None:

@@ -5,7 +5,7 @@ Layers that have a batched form of their own use it: see torch_substitutes.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from hansa.learners.torch_block import BlockStep, stream
 from hansa.learners.torch_data import Examples, Stacked, parts
 from hansa.learners.torch_job import Job
+from hansa.learners.torch_layout import Group, Plan
 from hansa.learners.torch_losses import NamedLoss, OwnLoss, scores_of
 from hansa.learners.torch_module import FlatModel
 from hansa.learners.torch_substitutes import Substitutes
@@ -52,13 +53,17 @@ class Mapped:
         self._buffers: dict[str, Tensor] = {}
         self._streams: list[torch.Generator] | None = None
 
-    def begin(self, job: Job) -> None:
-        """These clients train next: buffers start as they received them, random draws from their keys."""
+    def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
+        """These clients train next: buffers start as they received them, random draws from their keys.
+
+        Returns the parameters that need no stack: none.
+        """
         flat = self._flat
         if flat.has_buffers:
             flat.load(job.params[0])  # what is outside the vector starts anew, as for each client of the plain loop
             self._buffers = {f"model.{n}": v.clone() for n, v in flat.split_buffers(job.params).items()}
         self._keys, self._streams = job.keys, None
+        return ()
 
     def finish(self, job: Job, rows: Tensor) -> None:
         """Write the buffers as training left them, or their change, into the clients' ``rows``."""
@@ -76,7 +81,21 @@ class Mapped:
         own = {name: value[: len(parameters[0])] for name, value in self._buffers.items()}
         self._parameters, self._gradient, self._constants = parameters, gradient, {**constants, **own}
 
-    def backward(self, batch: Stacked, rate: float | None) -> Tensor:
+    def train(self, group: Group, rate: float | None, apply: Callable[[], None] | None) -> Tensor:
+        """Take the steps of ``group``: each by ``rate``, or by ``apply`` once the gradient is written if it is None.
+
+        Returns for each client the sum of its batches' losses before the step, times what their examples weigh.
+        """
+        sums = torch.zeros(group.totals.shape[1], dtype=torch.float64, device=group.totals.device)
+        for step, x in enumerate(group.x):
+            y = None if group.y is None else group.y[step]
+            losses = self._backward(Stacked(x, y, group.shares[step], group.counts[step]), rate)
+            sums += losses * group.totals[step]
+            if apply is not None:
+                apply()
+        return sums
+
+    def _backward(self, batch: Stacked, rate: float | None) -> Tensor:
         """Each client's loss (num_clients,) on its batch; steps by ``rate``, or writes the gradient if it is None."""
         losses = self._parameters[0].new_empty(len(self._parameters[0]))
         for rows, width in self._groups(batch.counts):

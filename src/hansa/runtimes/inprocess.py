@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hansa.aggregators.folds import Positions
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Client, Plan, Report, Slot
@@ -52,7 +53,7 @@ class InProcessRuntime(SimulatedRuntime):
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
         """Part after part, each when it is asked for."""
         self.traffic.down(plan, clients)
-        places = {client: i for i, client in enumerate(cohort)}
+        places = Positions(cohort)
         for part in parts_of(cohort, clients, self.block_size):
             scratch = self.scratch_of(plan.slot)
             yield from self.take(

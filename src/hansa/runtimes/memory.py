@@ -66,7 +66,9 @@ class MemoryStore:
     def rows(self, clients: Sequence[Client]) -> StoredRows:
         """What these clients keep; it is read when it is asked for."""
         places = self._places
-        index = np.fromiter((places.get(client, _NONE) for client in clients), np.int64, len(clients))
+        index = np.full(len(clients), _NONE, np.int64)
+        if places:
+            index[:] = [places.get(client, _NONE) for client in clients]
         return StoredRows(self._columns, index)
 
     def put(self, clients: Sequence[Client], arrays: Mapping[str, Array | Sequence[Array]]) -> None:

@@ -1,0 +1,106 @@
+"""``Dual``: the first linear layer of a model under plain SGD, without a copy of its weights for each client.
+
+Whatever steps a client takes, its weights stay the received ones plus a mix of the examples that it has seen:
+
+    W_t = W - rate * sum_{s<t} g_sᵀ x_s,     so     x_t W_tᵀ = x_t Wᵀ - rate * sum_{s<t} (x_t x_sᵀ) g_s
+
+with ``x_s`` (width, num_inputs) the examples of step ``s`` and ``g_s`` (width, num_outputs) the loss's slope in the
+layer's outputs. So the products with ``W``, which all clients received, are one product for all of them ahead of the
+first step; a step needs the small products of examples with examples; and the change of the weights is one product at
+the end, written where it is wanted. A bias is a weight of an input that is always 1. This is the dual form of the
+perceptron (Aizerman, Braverman and Rozonoer, 1964) for one layer of a network; it changes rounding alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DIRECT = 8192  # weights: so many clients' are written to their rows by the product itself, fewer by way of a stack
+
+
+class Dual:
+    """One chunk of clients in the layer's dual form, from the first step to the last.
+
+    ``x`` (num_clients, num_places * width, num_inputs) are the examples of all steps, or of one step where every step
+    ``repeats`` them. ``received`` are the weight and perhaps a bias (num_clients, ...), with a stride of 0 where all
+    clients received the same.
+    """
+
+    def __init__(self, x: Tensor, width: int, repeats: bool, received: list[Tensor], rate: float) -> None:
+        self._x, self._width, self._repeats, self._received, self._rate = x, width, repeats, received, rate
+        self._scores = _scores(x, *received)
+        self._slopes = torch.zeros_like(self._scores)  # of who has finished they stay zero
+        self._start, self._num, self._products = 0, len(x), x[:, :0]
+
+    @staticmethod
+    def pays(num_steps: int, width: int, repeats: bool, num_outputs: int) -> bool:
+        """Whether the products of examples with examples cost less than weights of each client's own would.
+
+        Where examples differ from step to step, a step's products take ``num_inputs * width`` multiplications for each
+        example before; reading and writing the weights in each step takes longer than the arithmetic of as many
+        examples as there are outputs.
+        """
+        if repeats:
+            return num_steps == 1 or width <= 2 * (num_steps - 1) * num_outputs
+        return (num_steps - 1) * width <= num_outputs
+
+    def keep(self, num_clients: int) -> None:
+        """Go on with the first clients: the others have finished."""
+        self._num = num_clients
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs (num_clients, width, num_outputs) in the next step; ``x`` is known already."""
+        start, num = self._start, self._num
+        stop = self._width if self._repeats else start + self._width
+        scores = self._scores[:num, stop - self._width : stop]
+        if not start:
+            return scores
+        if self._repeats:
+            return torch.baddbmm(scores, self._all_products()[:num], self._slopes[:num], alpha=-self._rate)
+        own = self._x[:num]
+        products = self._shifted(torch.bmm(own[:, start:stop], own[:, :start].transpose(1, 2)))
+        return torch.baddbmm(scores, products, self._slopes[:num, :start], alpha=-self._rate)
+
+    def backward(self, slope: Tensor, rate: float | None, needs_input: bool) -> Tensor:
+        """Take the step: remember the slope in the outputs."""
+        if self._repeats:
+            self._slopes[: self._num] += slope
+            self._start = self._width
+        else:
+            self._slopes[: self._num, self._start : self._start + self._width] = slope
+            self._start += self._width
+        return slope
+
+    def write(self, places: list[Tensor], change: bool) -> None:
+        """Write the layer as the clients leave it, or its ``change``, into its places in their rows."""
+        across = self._slopes.transpose(1, 2)
+        if places[0][0].numel() < _DIRECT:
+            torch.mul(torch.bmm(across, self._x), -self._rate, out=places[0])
+        else:
+            places[0].baddbmm_(across, self._x, beta=0, alpha=-self._rate)
+        for bias in places[1:]:
+            torch.sum(self._slopes, 1, out=bias).mul_(-self._rate)
+        if not change:
+            torch._foreach_add_(places, self._received)
+
+    def _all_products(self) -> Tensor:
+        """Every example of a client with every other, where all steps take the same."""
+        if not self._products.numel():
+            self._products = self._shifted(torch.bmm(self._x, self._x.transpose(1, 2)))
+        return self._products
+
+    def _shifted(self, products: Tensor) -> Tensor:
+        """Plus 1 for the bias: what the two inputs that are always 1 give."""
+        return products.add_(1.0) if len(self._received) > 1 else products
+
+
+def _scores(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + b`` for each client: (num_clients, num_rows, num_outputs)."""
+    if weight.stride(0) == 0 or len(weight) == 1:
+        across = weight[0].t()
+        flat = x.reshape(-1, x.shape[-1])
+        found = flat @ across if bias is None else torch.addmm(bias[0], flat, across)
+        return found.view(*x.shape[:2], -1)
+    across = weight.transpose(1, 2)
+    return torch.bmm(x, across) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, across)
