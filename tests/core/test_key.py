@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hansa.core.key import Key, Streams, normal, permutations, uniform, words
-from hansa.core.key import _philox as philox
+from hansa.core.key import Key, Streams, normal, philox, uniform, words
+from hansa.data.permutations import permutations
 
 # Known answers of Philox-4x32-10 from Random123 (Salmon et al. 2011): key, counter, words.
 KNOWN = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,19 +115,27 @@ def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
     return Updates(updates.clients, values, _sums(weights, edges), tail, {}, folded=True)
 
 
-def add_pairs(leaves: Updates) -> Updates:
-    """A power of two of folded rows, added as a balanced tree until one is left; in place, so they must be one's own.
+def add_leaves(leaves: Updates, places: Sequence[int]) -> Updates:
+    """Folded rows, each a leaf at its place among its neighbours, added as a tree until one is left.
 
-    >>> add_pairs(Updates((), np.array([[1.0], [2.0], [3.0], [4.0]]), np.ones(4), {}, {}, folded=True)).values.tolist()
-    [[10.0]]
+    In place, so that the rows must be one's own; leaves that nobody names hold nobody.
+
+    >>> add_leaves(Updates((), np.array([[1.0], [2.0], [4.0]]), np.ones(3), {}, {}, folded=True), [0, 2, 3]).weights
+    array([3.])
     """
-    values, weights, tail = leaves.values, leaves.weights, dict(leaves.tail)
-    while len(values) > 1:
-        values[0::2] += values[1::2]
-        values, weights = values[0::2], weights[0::2] + weights[1::2]
-        tail = {name: column[0::2] + column[1::2] for name, column in tail.items()}
-    own = values if len(leaves.values) == 1 else values.copy()  # not a view of all leaves, which would stay with it
-    return leaves._replace(values=own, weights=weights, tail=tail)
+    columns, here = [leaves.values, leaves.weights, *leaves.tail.values()], list(zip(places, count()))
+    while len(here) > 1:
+        above: list[tuple[int, int]] = []
+        for place, row in here:
+            if above and above[-1][0] == place >> 1:
+                for column in columns:
+                    column[above[-1][1]] += column[row]
+            else:
+                above.append((place >> 1, row))
+        here = above
+    tail = {name: column[:1] for name, column in leaves.tail.items()}
+    values = leaves.values if len(leaves.values) == 1 else leaves.values[:1].copy()  # no view: all leaves would stay
+    return leaves._replace(values=values, weights=leaves.weights[:1], tail=tail)
 
 
 def add(left: Updates | None, right: Updates | None) -> Updates | None:
@@ -187,8 +195,9 @@ def fold_node(tree: Tree, node: Node, rows: Updates, place: Mapping[Client, int]
         cuts = [edge - first for edge in tree.leaves(node)]
     else:
         cuts = tree.cuts(node, [place[client] for client in rows.clients])
+    filled = [i for i, (start, stop) in enumerate(pairwise(cuts)) if start < stop]
     with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what is not finite in the sum
-        return add_pairs(aggregator.fold(rows, cuts))
+        return add_leaves(aggregator.fold(rows, [*(cuts[i] for i in filled), cuts[-1]]), filled)
 
 
 def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
@@ -208,10 +217,9 @@ def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np
 
 def _narrow_sums(values: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """The same for rows so short that a call for each run would cost more than the sums."""
-    filled = np.flatnonzero(cuts[1:] > cuts[:-1])
-    if cuts[-1] - cuts[0] == len(filled):  # no run of more than one row
-        sums, rows = np.zeros((len(cuts) - 1, values.shape[1])), slice(cuts[0], cuts[-1])
-        sums[filled] = np.multiply(values[rows], weights[rows, None], dtype=np.float64) + 0.0  # a sum begins with zero
+    if (cuts[1:] == cuts[:-1] + 1).all():
+        sums = np.multiply(values[cuts[0] : cuts[-1]], weights[cuts[0] : cuts[-1], None], dtype=np.float64)
+        sums += 0.0  # a sum begins with zero, which has a sign
         return sums
     places, real = _padded(cuts, len(values))
     own = np.where(real, weights[places], 0.0)

@@ -72,9 +72,8 @@ def words(keys: Sequence[Key], count: int, start: int = 0) -> npt.NDArray[np.uin
     True
     """
     first, last = start // 4, -(-(start + count) // 4)
-    material = np.frombuffer(b"".join(key.material[:16] for key in keys), dtype=">u4").reshape(len(keys), 4)
     counter = np.arange(first, last, dtype=np.uint64)
-    out = _philox(material.astype(np.uint64), counter).reshape(len(keys), -1)
+    out = philox(material(keys), counter).reshape(len(keys), -1)
     return out[:, start - 4 * first :][:, :count]
 
 
@@ -93,20 +92,17 @@ def normal(keys: Sequence[Key], count: int) -> npt.NDArray[np.float64]:
     return out.reshape(len(keys), 2 * pairs)[:, :count]
 
 
-def permutations(keys: Sequence[Key], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A random order of ``0 .. sizes[i]`` in each row, then whatever pads it: (num_keys, max(sizes)) int64.
+def material(keys: Sequence[Key]) -> npt.NDArray[np.uint64]:
+    """The first four 32-bit words of each key: (num_keys, 4)."""
+    return np.frombuffer(b"".join([key.material[:16] for key in keys]), dtype=">u4").reshape(-1, 4).astype(np.uint64)
 
-    A row's first ``sizes[i]`` places do not depend on the other rows.
+
+def philox(material: npt.NDArray[np.uint64], counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
+    """Philox-4x32-10 of (counter low, counter high, key words 2 and 3) under key words 0 and 1.
+
+    ``counter`` (num_counters,) for every key, or (num_keys, num_counters).
     """
-    width = int(sizes.max()) if len(sizes) else 0
-    rank = words(keys, width).astype(np.uint64)
-    rank[np.arange(width)[None, :] >= sizes[:, None]] = np.uint64(1) << _SHIFT
-    return np.argsort(rank, axis=1, kind="stable")
-
-
-def _philox(material: npt.NDArray[np.uint64], counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
-    """Philox-4x32-10 of (counter low, counter high, key words 2 and 3) under key words 0 and 1."""
-    shape = (len(material), len(counter))
+    shape = (len(material), counter.shape[-1])
     c0 = np.broadcast_to(counter & _LOW, shape)
     c1 = np.broadcast_to(counter >> _SHIFT, shape)
     c2, c3 = (np.broadcast_to(material[:, [i]], shape) for i in (2, 3))

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hansa.core.errors import InputError
-from hansa.core.key import Key, permutations
+from hansa.core.key import Key
 from hansa.data import adapters
 from hansa.data.columns import Reading, read_arrays
+from hansa.data.permutations import permutations
 from hansa.data.table import read_table
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hansa.core.key import Key, permutations
+from hansa.core.key import Key
+from hansa.data.permutations import permutations
 from hansa.local_training import LocalTraining
 
 Indices = npt.NDArray[np.int64]

@@ -8,6 +8,7 @@ What a step needs besides is laid out ahead for all steps: see torch_layout.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
@@ -31,6 +32,7 @@ _FEWEST = 8  # a chunk is not made smaller than this: shorter products do not pa
 class Way(Protocol):
     """How a block of clients goes forward and backward: ``Chain`` or ``Mapped``."""
 
+    def mode(self, job: Job) -> AbstractContextManager[object]: ...
     def begin(self, job: Job, plan: Plan | None) -> Sequence[int]: ...  # parameters that need no stack
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None, constants: dict[str, Tensor]) -> None: ...
     def train(self, group: Group, rate: float | None, apply: Callable[[], None] | None) -> Tensor: ...
@@ -55,7 +57,7 @@ class Batched:
         size = max(1, -(-num_active // -(-num_active // most))) if num_active else 1  # chunks of one size
         totals, sums = np.zeros(len(order)), np.zeros(len(order))
         self._flat.module.train()
-        with torch.no_grad():
+        with self._way.mode(job):
             if num_active:
                 self._fit_chunks(ordered.part(0, num_active), rows, size, totals, sums)
             rows[num_active:].copy_(ordered.params[num_active:])

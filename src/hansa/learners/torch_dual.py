@@ -63,7 +63,9 @@ class Dual:
         return torch.baddbmm(scores, products, self._slopes[:num, :start], alpha=-self._rate)
 
     def backward(self, slope: Tensor, rate: float | None, needs_input: bool) -> Tensor:
-        """Take the step: remember the slope in the outputs."""
+        """Take a step by ``rate``, of which the slope in the outputs is remembered."""
+        assert rate is not None
+        slope = slope if rate == self._rate else slope * (rate / self._rate)
         if self._repeats:
             self._slopes[: self._num] += slope
             self._start = self._width

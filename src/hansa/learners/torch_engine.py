@@ -21,7 +21,7 @@ from hansa.learners.torch_evaluate import Evaluator
 from hansa.learners.torch_job import Job, Others
 from hansa.learners.torch_losses import Loss, make_loss
 from hansa.learners.torch_module import FlatModel
-from hansa.learners.torch_precision import lower
+from hansa.learners.torch_precision import flushed, lower
 from hansa.learners.torch_steps import Terms
 from hansa.local_training import Correction, Fitted, LocalTraining
 from hansa.metrics import Metrics
@@ -82,7 +82,8 @@ class Engine:
         )
         # NumPy asks for large pages, which a matrix as wide as all clients' models needs.
         out = view(np.empty(received.shape, np.float32)).to(self.device)
-        losses = self.trainer.fit(job, out)
+        with flushed():
+            losses = self.trainer.fit(job, out)
         fitted = out if isinstance(params, Tensor) else out.cpu().numpy()
         return Fitted(fitted, num_steps(sizes, local), sizes, losses)
 

@@ -8,11 +8,13 @@ gradient in its input is taken before its weights change.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hansa.learners.torch_data import Rows
 from hansa.learners.torch_dual import Dual
 from hansa.learners.torch_job import Job
 from hansa.learners.torch_layout import Group, Plan
@@ -124,6 +126,14 @@ class Chain:
         linear = [i for i, layer in enumerate(layers) if isinstance(layer, _Linear)]
         self._first, self._last = linear[0], linear[-1]
         self._dual: Dual | None = None
+        # Whether derivatives are written out: autograd cannot take one of what was made without its records.
+        self._is_own = not any(isinstance(layer, _Activation) for layer in layers) and loss.is_cross_entropy
+
+    def mode(self, job: Job) -> AbstractContextManager[object]:
+        """Without autograd's records, which take a tenth of the time of small steps, where nothing needs them."""
+        assert isinstance(job.examples, Rows)
+        y = job.examples.everyone.y
+        return torch.inference_mode() if self._is_own and y is not None and y.dim() == 1 else torch.no_grad()
 
     def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
         """These clients train next; ``plan`` are all their steps, where they are laid out together.
@@ -172,23 +182,24 @@ class Chain:
         else:
             forward, xs = layers, list(group.x)  # type: ignore[arg-type]  # a chain takes one tensor
         backward = [(layer, i > 0) for i, layer in enumerate(layers[first:])][::-1]
-        slopes = self._slopes(group)
+        slopes = self._slopes(group, rate is not None)
         for step, x in enumerate(xs):
             for layer in forward:
                 x = layer.forward(x)
-            slope = slopes.of(x, step)
+            slope, share = slopes.of(x, step)
+            own = None if rate is None else rate * share
             for layer, needs_input in backward:
-                slope = layer.backward(slope, rate, needs_input)
+                slope = layer.backward(slope, own, needs_input)
             if apply is not None:
                 apply()
         return slopes.losses()
 
-    def _slopes(self, group: Group) -> Slopes:
+    def _slopes(self, group: Group, may_scale: bool) -> Slopes:
         """What the loss says of the scores of each step."""
         assert group.y is not None
         num_outputs = self._layers[self._last].num_outputs
         if self._loss.is_cross_entropy and group.y.dim() == 3 and num_outputs <= FEW_CLASSES:
-            return FewClasses(group, num_outputs)
+            return FewClasses(group, num_outputs, may_scale)
         return AnyLoss(group, self._loss)
 
 

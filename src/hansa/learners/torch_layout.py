@@ -33,6 +33,7 @@ class Layout(NamedTuple):
     totals: Tensor  # (num_steps, num_clients): what the examples of each batch weigh
     counts: Integers  # (num_steps, num_clients): examples that are not padding
     num_active: list[int]  # clients that take each step
+    alike: bool  # no example weighs more than another
     whole: bool = False  # every step takes all rows of each client as they lie
 
     @property
@@ -56,7 +57,7 @@ class Layout(NamedTuple):
         num = 1 if self.repeats else len(active)
         y = None if self.y is None else self.y[:num, cut]
         own = (self.places[:num, cut], y, self.shares[:num, cut], self.totals[: len(active), cut])
-        return Layout(*own, self.counts[:num, cut], active, self.whole)
+        return Layout(*own, self.counts[:num, cut], active, self.alike, self.whole)
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
         """Runs of steps that the same clients take: first, last (not with it), how many clients."""
@@ -75,6 +76,7 @@ class Group(NamedTuple):
     shares: Tensor  # (num_steps, num_clients, width)
     totals: Tensor  # (num_steps, num_clients)
     counts: Integers  # (num_steps, num_clients)
+    even: Sequence[float]  # of each step: the share of every example, or 0 where they differ
 
 
 class Feed:
@@ -102,7 +104,14 @@ class Feed:
                 shares, x = shares.expand(stop - start, -1, -1), [*x] * (stop - start)
                 y = None if y is None else y.expand(stop - start, *y.shape[1:])
                 counts = np.broadcast_to(counts, (stop - start, num))
-            yield Group(x, y, shares, layout.totals[start:stop, :num], counts)
+            yield Group(x, y, shares, layout.totals[start:stop, :num], counts, self._even(counts))
+
+    def _even(self, counts: Integers) -> list[float]:
+        """Where no example weighs more than another and none is padding, each has the same share of its batch."""
+        width = self._layout.width
+        if not self._layout.alike:
+            return [0.0] * len(counts)
+        return [1.0 / width if is_full else 0.0 for is_full in (counts == width).all(axis=1).tolist()]
 
     def everything(self) -> Features:
         """The examples of all steps, client by client: (num_clients, num_places * width, ...)."""
@@ -180,12 +189,13 @@ def _layout(job: Job, loss: NamedLoss | OwnLoss, rows: Integers, real: npt.NDArr
     if everyone.weights is not None:
         weights *= everyone.weights.index_select(0, flat).view(weights.shape)
     y = None if everyone.y is None else everyone.y.index_select(0, flat).view(*places.shape, *everyone.y.shape[1:])
+    alike = everyone.weights is None and (y is None or y.dim() == 3)
     if y is not None and isinstance(loss, NamedLoss) and y.dim() > 3:
         weights *= loss.weights(y.flatten(0, 2), None).view(weights.shape)
     totals = weights.sum(dim=2)
     shares = weights / (totals + (totals == 0)).unsqueeze(2)
     counts = real.sum(axis=2)
-    return Layout(places, y, shares, totals, counts, (counts > 0).sum(axis=1).tolist())
+    return Layout(places, y, shares, totals, counts, (counts > 0).sum(axis=1).tolist(), alike)
 
 
 def width_of(job: Job) -> int:

@@ -1,14 +1,31 @@
-"""Mixed precision: a module whose forward, while it trains, runs under ``torch.autocast`` in bfloat16.
+"""Precision: numbers too small to matter, and modules that train under ``torch.autocast`` in bfloat16.
 
 Parameters, gradients and the optimizer's state stay float32, and so does every loss by name: scores are cast back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Numbers below 1e-38 count as zero for as long as this lasts, in this thread.
+
+    A processor takes some hundred cycles for each: where a model is sure of a class, the probabilities of the others
+    are as small, and training took up to three times as long.
+    """
+    was_on = (torch.tensor(1e-40) * 1).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_on)
 
 
 def lower(module: nn.Module, device: torch.device) -> None:

@@ -14,29 +14,34 @@ from hansa.learners.torch_losses import NamedLoss
 FEW_CLASSES = 64  # scores of a group of steps are kept: beyond that many classes they would be large
 _SHORT = 16  # classes: PyTorch runs along a last axis as short as that several times slower than along another
 
+_FEW = 256  # scores: to turn so few would take longer
+
 
 class Slopes(Protocol):
-    """One group of steps."""
+    """One group of steps. ``of`` gives the slope in the scores, still to be multiplied by the number beside it."""
 
-    def of(self, scores: Tensor, step: int) -> Tensor: ...
+    def of(self, scores: Tensor, step: int) -> tuple[Tensor, float]: ...
     def losses(self) -> Tensor: ...
 
 
 class FewClasses:
     """Cross-entropy over few classes: ``softmax - one_hot``; the losses are found for all steps at once."""
 
-    def __init__(self, group: Group, num_classes: int) -> None:
+    def __init__(self, group: Group, num_classes: int, may_scale: bool) -> None:
         assert group.y is not None
         self._group, self._labels = group, group.y.unsqueeze(-1)
+        self._even = group.even if may_scale else [0.0] * len(group.even)
         target = torch.zeros((*group.y.shape, num_classes), device=group.y.device)
         self._targets = target.scatter_(-1, self._labels, 1.0).unbind(0)
         self._shares = group.shares.unsqueeze(-1).unbind(0)
         self._scores: list[Tensor] = []
 
-    def of(self, scores: Tensor, step: int) -> Tensor:
+    def of(self, scores: Tensor, step: int) -> tuple[Tensor, float]:
         """The slope of the batches' mean loss in ``scores`` (num_clients, width, num_classes)."""
         self._scores.append(scores)
-        return _by_class(torch.softmax, scores).sub_(self._targets[step]).mul_(self._shares[step])
+        slope = _by_class(torch.softmax, scores).sub_(self._targets[step])
+        share = self._even[step]
+        return (slope, share) if share else (slope.mul_(self._shares[step]), 1.0)
 
     def losses(self) -> Tensor:
         """Each client's losses, times what the batches weigh, added up: (num_clients,) float64."""
@@ -52,7 +57,7 @@ class AnyLoss:
     def __init__(self, group: Group, loss: NamedLoss) -> None:
         self._group, self._loss, self._seen = group, loss, list[Tensor]()
 
-    def of(self, scores: Tensor, step: int) -> Tensor:
+    def of(self, scores: Tensor, step: int) -> tuple[Tensor, float]:
         """The slope of the batches' mean loss in ``scores`` (num_clients, width, ...)."""
         assert self._group.y is not None
         y, shares = self._group.y[step], self._group.shares[step]
@@ -60,14 +65,14 @@ class AnyLoss:
             logs, labels = torch.log_softmax(scores, -1), y.unsqueeze(-1)
             self._seen.append(-(logs.gather(-1, labels).squeeze(-1) * shares).sum(1))
             slope = logs.exp_().scatter_add_(-1, labels, logs.new_full((1, 1, 1), -1.0).expand(labels.shape))
-            return slope.mul_(shares.unsqueeze(-1))
+            return slope.mul_(shares.unsqueeze(-1)), 1.0
         with torch.enable_grad():
             leaf = scores.detach().requires_grad_()
             each = self._loss.each(leaf.flatten(0, 1), y.flatten(0, 1)).view(shares.shape)
             losses = (each * shares).sum(1)
             slope = torch.autograd.grad(losses.sum(), leaf)[0]
         self._seen.append(losses.detach())
-        return slope
+        return slope, 1.0
 
     def losses(self) -> Tensor:
         """Each client's losses, times what the batches weigh, added up: (num_clients,) float64."""
@@ -76,6 +81,6 @@ class AnyLoss:
 
 def _by_class(function: Callable[[Tensor, int], Tensor], scores: Tensor) -> Tensor:
     """``softmax`` or ``log_softmax`` over the last axis."""
-    if scores.shape[-1] > _SHORT:
+    if scores.shape[-1] > _SHORT or scores.numel() < _FEW:
         return function(scores, -1)
     return function(scores.transpose(-1, -2), -2).transpose(-1, -2)

@@ -6,6 +6,7 @@ Layers that have a batched form of their own use it: see torch_substitutes.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,10 @@ class Mapped:
         self._names = [f"model.{name}" for name in flat.parameter_names]
         self._buffers: dict[str, Tensor] = {}
         self._streams: list[torch.Generator] | None = None
+
+    def mode(self, job: Job) -> AbstractContextManager[object]:
+        """Autograd is turned on where it is needed."""
+        return torch.no_grad()
 
     def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
         """These clients train next: buffers start as they received them, random draws from their keys.
