@@ -124,7 +124,13 @@ def add_leaves(leaves: Updates, places: Sequence[int]) -> Updates:
     array([3.])
     """
     columns, here = [leaves.values, leaves.weights, *leaves.tail.values()], list(zip(places, count()))
-    while len(here) > 1:
+    is_full = len(here) & (len(here) - 1) == 0 and here[-1][0] - here[0][0] == len(here) - 1
+    step = 1
+    while is_full and step < len(here) and here[0][0] % len(here) == 0:  # pairs at all places: all at once
+        for column in columns:
+            column[:: 2 * step] += column[step :: 2 * step]
+        step *= 2
+    while step == 1 < len(here):
         above: list[tuple[int, int]] = []
         for place, row in here:
             if above and above[-1][0] == place >> 1:

@@ -94,19 +94,15 @@ class Rows(Sequence[Examples]):
         """Some of the clients, in that order."""
         return Rows(self.everyone, self.starts[clients], self.sizes[clients])
 
-    def gather(self, index: Integers) -> Examples:
-        """The rows ``index`` (num_clients, num_rows) of each client: (num_clients, num_rows, ...)."""
-        flat = torch.from_numpy((index + self.starts[:, None]).reshape(-1)).to(self.everyone.device)
-        return _shaped(self.everyone.take(flat), index.shape)
-
-    def whole(self) -> Examples:
-        """All rows of clients that hold equally many: (num_clients, num_rows, ...)."""
-        size = int(self.sizes[0])
+    def whole(self) -> Features:
+        """The features of clients that hold equally many rows: (num_clients, num_rows, ...)."""
+        everyone, size = self.everyone._replace(y=None, weights=None), int(self.sizes[0])
         if (self.starts % size).any():
-            return self.gather(np.tile(np.arange(size), (len(self.sizes), 1)))
+            index = self.starts[:, None] + np.arange(size)
+            return _shaped(everyone.take(torch.from_numpy(index.reshape(-1)).to(everyone.device)), index.shape).x
         last = (int(self.starts.max()) + size) // size  # clients stand at multiples of their size: take each at once
-        clients = torch.from_numpy(self.starts // size).to(self.everyone.device)
-        return _shaped(self.everyone.part(0, last * size), (last, size)).take(clients)
+        clients = torch.from_numpy(self.starts // size).to(everyone.device)
+        return _shaped(everyone.part(0, last * size), (last, size)).take(clients).x
 
 
 def _shaped(examples: Examples, shape: tuple[int, ...]) -> Examples:

@@ -85,7 +85,7 @@ class Feed:
     def __init__(self, job: Job, layout: Layout, buffers: dict[str, list[Tensor]]) -> None:
         assert isinstance(job.examples, Rows)
         self._layout, self._everyone, self._buffers = layout, job.examples.everyone.x, buffers
-        self._whole = job.examples.whole().x if layout.whole else None
+        self._whole = job.examples.whole() if layout.whole else None
         self._place_bytes = max(1, layout.width * job.examples.everyone.row_bytes)
 
     def groups(self, first: int, last: int, num: int, gathers: bool = True) -> Iterator[Group]:
