@@ -1,5 +1,6 @@
 """What the command line says: one sentence and exit status 2 for what cannot be used, and nothing half-written."""
 
+import json
 import shutil
 import socket
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 import hansa
 from hansa import cli
+from hansa.commands.simulate import runtime_of
 from hansa.demo_data import write_hospitals
 from hansa.wire import unpack
 
@@ -38,6 +40,21 @@ def command(monkeypatch, capsys):
 
 def simulate(federation, *more):
     return ("simulate", federation / "app.py", "--data", federation / "hospitals", *more)
+
+
+@pytest.mark.parametrize(("runtime", "more"), [("inprocess", "training"), ("processes:2", "workers, the mean of them")])
+def test_profile_shows_where_a_rounds_time_goes(federation, command, tmp_path, runtime, more):
+    few = ("--set", "schedule.num_rounds=3", "--out", tmp_path / "run", "--runtime", runtime)
+    status, out, _ = command(*simulate(federation, "--profile", *few))
+    assert status == 0
+    for words in ("where a round's time goes", "share", "first round", "plan and broadcast", "100.0%", more):
+        assert words in out, out
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["profile"]["rounds"] == 3
+
+
+def test_a_profile_of_each_seed_is_shown(federation, command):
+    _, out, _ = command(*simulate(federation, "--profile", "--seed", "4,7", "--set", "schedule.num_rounds=1"))
+    assert out.count("where a round's time goes, seed 4") == out.count("where a round's time goes, seed 7") == 1
 
 
 def test_simulate_writes_a_run_directory_that_loads_and_predicts(federation, command, tmp_path):
@@ -76,6 +93,29 @@ def test_resume_goes_on_where_the_rounds_were_saved(federation, command, tmp_pat
     command(*simulate(federation, "--out", tmp_path / "b", *more))
     one, other = (hansa.load_run(tmp_path / name) for name in "ab")
     assert (one.parameters == other.parameters).all()
+
+
+@pytest.mark.parametrize(
+    ("word", "runtime"),
+    [
+        (None, "InProcess(block_size=1024)"),
+        ("inprocess:1", "InProcess(block_size=1)"),
+        ("processes:2", "Processes(num_workers=2)"),
+        ("auto", "auto: InProcess(block_size=1024)"),
+        ("virtual", "VirtualTime(InProcess(block_size=1024), devices=Devices("),
+        ("virtual:TRACE", "VirtualTime(InProcess(block_size=1024), devices=Devices.from_csv("),
+    ],
+)
+def test_a_run_tells_where_its_clients_ran(federation, command, tmp_path, word, runtime):
+    (tmp_path / "trace.csv").write_text("examples_per_s\n10\n")
+    where = () if word is None else ("--runtime", word.replace("TRACE", str(tmp_path / "trace.csv")))
+    status, _, error = command(*simulate(federation, *where, "--out", tmp_path / "r", "--set", "schedule.num_rounds=2"))
+    assert (status, error) == (0, "")
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["runtime"].startswith(runtime)
+
+
+def test_the_word_ray_is_the_runtime_of_that_name():
+    assert (runtime_of("ray"), runtime_of("ray:3")) == (hansa.Ray(), hansa.Ray(num_workers=3))
 
 
 def test_check_lists_what_leaves_a_client(federation, command):
@@ -183,6 +223,12 @@ BAD_INPUT = [
     (unequal_estimator, (), "cannot be averaged"),
     (None, ("--seed", "x"), "--seed x"),
     (None, ("--runtime", "gpu"), "--runtime gpu"),
+    (None, ("--runtime", "gpu"), "inprocess[:BLOCK_SIZE], processes[:NUM_WORKERS], auto, ray[:NUM_WORKERS] or virtual"),
+    (None, ("--runtime", "processes:0"), "--runtime processes:0: expected inprocess["),
+    (None, ("--runtime", "inprocess:"), "--runtime inprocess:"),
+    (None, ("--runtime", "auto:2"), "--runtime auto:2"),
+    (None, ("--runtime", "virtual:"), "--runtime virtual:"),
+    (None, ("--runtime", "virtual:no-such.csv"), "no-such.csv"),
     (None, ("--set", "schedule.rounds=3"), "no option 'rounds'"),
     (None, ("--set", "schedule.num_rounds=-3"), "num_rounds"),
     (None, ("--set", "schedule.min_clients=9"), "min_clients"),

@@ -6,7 +6,7 @@ One model over data that many owners hold: a ``Federation`` says what is learned
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hansa.aggregators.krum import Krum
 from hansa.aggregators.mean import Mean
@@ -41,6 +41,7 @@ from hansa.local_training import SGD, Adam
 from hansa.metrics import Metric
 from hansa.runtimes.devices import Devices, Diurnal, LogNormal
 from hansa.runtimes.inprocess import InProcess
+from hansa.runtimes.processes import Processes
 from hansa.runtimes.virtual_time import VirtualTime
 from hansa.server_optimizers import ServerAdagrad, ServerAdam, ServerSGD, ServerYogi
 from hansa.training.apps import App, load_app
@@ -55,6 +56,9 @@ from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
 from hansa.version import __version__
 
+if TYPE_CHECKING:
+    from hansa.runtimes.ray import Ray
+
 
 def compare(runs: Mapping[str, Any], path: Path | str) -> Path:
     """Draw runs side by side: ``hansa.compare({"FedAvg": [run, ...], "FedProx": [...]}, "comparison.html")``.
@@ -65,6 +69,15 @@ def compare(runs: Mapping[str, Any], path: Path | str) -> Path:
     from hansa.training.compare import compare as draw  # a deployed client never draws: its memory is small
 
     return draw(runs, path)
+
+
+def __getattr__(name: str) -> Any:
+    """``Ray``, imported when it is asked for: a run that does without need not wait for what it imports."""
+    if name == "Ray":
+        from hansa.runtimes.ray import Ray
+
+        return Ray
+    raise AttributeError(f"module 'hansa' has no attribute {name!r}")
 
 
 __all__ = [
@@ -78,6 +91,8 @@ __all__ = [
     "load_run",
     "compare",
     "InProcess",
+    "Processes",
+    "Ray",
     "VirtualTime",
     "Devices",
     "LogNormal",

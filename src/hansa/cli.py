@@ -94,17 +94,25 @@ def simulate(
     seed: Annotated[list[str] | None, typer.Option(help="Seeds: 0, or 0,1,2, or 0-4; may be repeated.")] = None,
     settings: Settings = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also each client alone, and all pooled.")] = False,
-    runtime: Annotated[str, typer.Option(help="auto, inprocess, or inprocess:BLOCK_SIZE.")] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="Where clients run: inprocess[:BLOCK_SIZE], processes[:NUM_WORKERS], ray[:NUM_WORKERS], auto (in "
+            "process or processes, whichever turns out faster), or virtual[:TRACE.csv] (on a simulated clock).",
+        ),
+    ] = "inprocess",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the run directory there.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Save each round in --out and go on from it.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where a round's time goes.")] = False,
 ) -> None:
-    """Run an app here, every client in this process.
+    """Run an app here, every client on this machine.
 
     Example: [bold]hansa simulate heart.py --data hospitals/ --baselines --out run[/bold]
     """
     from hansa.commands.simulate import run_simulate
 
-    run_simulate(app_file, data, seeds(seed), settings or [], baselines, runtime, out, resume)
+    run_simulate(app_file, data, seeds(seed), settings or [], baselines, runtime, out, resume, profile)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hansa.training.history import Row
+from hansa.training.profile import WORDS
 
 BETTER_LOW = ("loss", "mse")
 
@@ -94,6 +95,31 @@ def comparison_table(title: str, baselines: Mapping[str, Any], names: Sequence[s
         table.add_row(client, *_cells(ways, names))
     table.add_section()
     table.add_row("everyone", *_cells(baselines["everyone"], names), style="bold")
+    return table
+
+
+def profile_table(profile: Mapping[str, Any], more: str = "") -> Table:
+    """Seconds by stage of a median round and of the first one; those of workers are a mean worker's."""
+    first, median, workers = profile["first_round"], profile["median_round"], profile["workers"]
+    whole = sum(median.values())
+    unit, digits, times = ("s", 3, 1) if whole >= 1 else ("ms", 2, 1000)
+    table = new_table(f"where a round's time goes{more}")
+    for name in ("", f"{unit} a round", "share", f"first round, {unit}"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def row(words: str, usual_s: float, first_s: float, style: str = "") -> None:
+        shown = (f"{times * usual_s:.{digits}f}", f"{usual_s / whole:.1%}", f"{times * first_s:.{digits}f}")
+        table.add_row(words, *shown, style=style)
+
+    for name in (name for name in WORDS if name in median or name in first):
+        row(WORDS[name], median.get(name, 0.0), first.get(name, 0.0))
+    row("the whole round", whole, sum(first.values()), "bold")
+    if workers:
+        count, usual, began = workers["num_workers"], workers["median_round"], workers["first_round"]
+        table.add_section()
+        row(f"in {count} workers, the mean of them", sum(usual.values()) / count, sum(began.values()) / count)
+        for name in (name for name in WORDS if name in usual or name in began):
+            row(f"  {WORDS[name]}", usual.get(name, 0.0) / count, began.get(name, 0.0) / count)
     return table
 
 

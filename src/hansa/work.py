@@ -11,6 +11,7 @@ from hansa.core.errors import InputError, RunError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Updates
 from hansa.local_training import Correction, Fitted, LocalTraining, local_training
+from hansa.stopwatch import stage
 
 
 class Work:
@@ -81,7 +82,8 @@ class Work:
         block = self.block(params)
         own = {"change": True} if change and getattr(self._learner, "gives_change", False) else {}
         try:
-            self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
+            with stage("training"):
+                self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)
         except RunError as error:  # a learner knows a client by its row of the block; here it has a name
             row, reason = getattr(error, "row", None), getattr(error, "reason", "")
             if row is None:

@@ -472,3 +472,19 @@ def test_populations_of_arrays_travel_to_another_process():
     ):
         again = pickle.loads(pickle.dumps(population))
         assert again.load(again.ids[0])[0].y.tolist() == Y.tolist()
+
+
+def test_what_was_made_of_clients_does_not_travel():
+    population = Population.on_demand(2, Rows(), keep=True)
+    population.load("client-0")
+    assert population._kept.get(0) is not None
+    again = pickle.loads(pickle.dumps(population))
+    assert again._kept.get(0) is None
+    assert again.load("client-0")[0].x.tolist() == population.load("client-0")[0].x.tolist()
+
+
+class Rows:
+    """Makes a client's rows."""
+
+    def __call__(self, position):
+        return Dataset(np.full((2, 1), float(position)), np.zeros(2))

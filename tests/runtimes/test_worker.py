@@ -386,3 +386,24 @@ def test_a_round_by_workers_that_share_a_cohort_is_the_round_of_one():
     assert kept[0] == kept[1]
     assert len(kept[0]) == 40
     assert site.traffic.as_json() == shared.traffic.as_json()
+
+
+def test_rows_that_cannot_be_read_ahead_leave_clients_looked_at():
+    """To train, one of two clients cannot be read; then it can, to be scored, and has a feature too few."""
+    rows = PEOPLE.load("c0")[0]
+
+    class Failing:
+        in_memory, num_failed = ("good", "narrow"), 0
+
+        def __call__(self, client):
+            if client == "narrow" and not self.num_failed:
+                self.num_failed = 1
+                raise OSError("not there")
+            return (rows if client == "good" else rows.replace(x=rows.x[:, :2])), None
+
+    federation = support.linear()
+    mine = worker(federation, Failing())
+    with pytest.raises(OSError, match="not there"):
+        mine.rows(plan_of(federation), ("good",))
+    with pytest.raises(InputError, match="narrow"):
+        mine.rows(plan_of(federation, slot=SCORES), ("narrow",))

@@ -224,7 +224,8 @@ def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np
 def _narrow_sums(values: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """The same for rows so short that a call for each run would cost more than the sums."""
     if (cuts[1:] == cuts[:-1] + 1).all():
-        sums = np.multiply(values[cuts[0] : cuts[-1]], weights[cuts[0] : cuts[-1], None], dtype=np.float64)
+        rows = slice(cuts[0], cuts[-1])
+        sums: np.ndarray = np.multiply(values[rows], weights[rows, None], dtype=np.float64)
         sums += 0.0  # a sum begins with zero, which has a sign
         return sums
     places, real = _padded(cuts, len(values))

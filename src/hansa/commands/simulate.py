@@ -8,11 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
+import hansa
 from hansa.core.errors import InputError
 from hansa.data.population import Population
+from hansa.runtimes.devices import Devices
 from hansa.runtimes.inprocess import InProcess
-from hansa.terminal import bytes_words, comparison_table, console, mean_and_spread, number, progress
+from hansa.runtimes.processes import Processes
+from hansa.runtimes.virtual_time import VirtualTime
+from hansa.terminal import bytes_words, comparison_table, console, mean_and_spread, number, profile_table, progress
 from hansa.training.apps import App, load_app, with_settings
+from hansa.training.profile import advice
 from hansa.training.run import Run
 from hansa.training.simulate import simulate
 
@@ -26,6 +31,7 @@ def run_simulate(
     runtime: str,
     out: Path | None,
     resume: bool,
+    profile: bool = False,
 ) -> None:
     """Simulate, show, and write the run directory (one a seed where there are several)."""
     if resume and out is None:
@@ -47,12 +53,15 @@ def run_simulate(
                 baselines=baselines,
                 runtime=where,
                 checkpoint=folder / "checkpoint" if resume and folder is not None else None,
+                profile=profile,
                 on_round=lambda row, show=show: show(row),  # type: ignore[misc]  # mypy cannot infer a default argument
             )
         runs.append(run)
         if folder is not None:
             run.save(folder)
     show_runs(screen, runs, seeds)
+    if profile:
+        show_profiles(screen, runs, seeds)
     show_where(screen, out, len(seeds))
 
 
@@ -67,14 +76,26 @@ def population_of(app: App, data: Path | None) -> Population:
     return Population.from_folder(data, load=app.load_data)
 
 
-def runtime_of(text: str) -> InProcess:
-    """The runtime that a word names."""
-    kind, colon, size = text.partition(":")
-    if kind == "auto" and not colon:
-        return InProcess()
-    if kind == "inprocess" and (not colon or size.isdigit()):
-        return InProcess(block_size=int(size)) if colon else InProcess()
-    raise InputError(f"--runtime {text}: expected auto, inprocess or inprocess:BLOCK_SIZE")
+def runtime_of(text: str) -> Any:
+    """The runtime that a word names, as ``simulate`` takes it.
+
+    >>> runtime_of("processes:2")
+    Processes(num_workers=2, block_size='auto')
+    """
+    kind, colon, more = text.partition(":")
+    count = int(more) if more.isdecimal() and int(more) > 0 else None
+    if not colon and kind == "auto":
+        return "auto"
+    if kind in ("inprocess", "processes", "ray") and (count or not colon):
+        if kind == "inprocess":
+            return InProcess(block_size=count or "auto")
+        return Processes(num_workers=count) if kind == "processes" else hansa.Ray(num_workers=count)
+    if kind == "virtual" and (more or not colon):
+        return VirtualTime(devices=Devices.from_csv(more) if colon else Devices.phones())
+    raise InputError(
+        f"--runtime {text}: expected inprocess[:BLOCK_SIZE], processes[:NUM_WORKERS], auto, ray[:NUM_WORKERS] or "
+        "virtual[:TRACE.csv]"
+    )
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -114,6 +135,15 @@ def show_one(screen: Console, run: Run) -> None:
     if run.info.get("baselines"):
         baselines: dict[str, Any] = run.info["baselines"]
         screen.print(comparison_table("was joining worth it?", baselines, [names[0], "loss"]))
+
+
+def show_profiles(screen: Console, runs: list[Run], seeds: list[int]) -> None:
+    """Where each run's rounds spent their time, and what may be done."""
+    for run, seed in zip(runs, seeds, strict=True):
+        screen.print(profile_table(run.info["profile"], f", seed {seed}" if len(runs) > 1 else ""))
+        advised = advice(run.info)
+        if advised:
+            screen.print(advised, markup=False)
 
 
 def show_where(screen: Console, out: Path | None, count: int) -> None:

@@ -27,6 +27,10 @@ class Kept:
         self._limit, self._bytes = limit_bytes, 0
         self._pairs: OrderedDict[int, Pair] = OrderedDict()
 
+    def emptied(self) -> Kept:
+        """One with the same limit that holds nothing yet."""
+        return Kept(self._limit)
+
     @property
     def keeps_all(self) -> bool:
         """Whether nothing ever goes."""

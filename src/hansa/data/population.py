@@ -78,6 +78,10 @@ class Population:
         self._ids, self._make, self._sizes, self._kept = ids, make, sizes, Kept(kept_bytes)
         self._places = None if isinstance(ids, NumberedIds) else {client: place for place, client in enumerate(ids)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made of clients: another process makes its own."""
+        return {**self.__dict__, "_kept": self._kept.emptied()}
+
     @property
     def ids(self) -> Sequence[str]:
         """All clients, in population order: a tuple, or a sequence that makes the ids it is asked for."""

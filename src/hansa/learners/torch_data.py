@@ -94,26 +94,15 @@ class Rows(Sequence[Examples]):
         """Some of the clients, in that order."""
         return Rows(self.everyone, self.starts[clients], self.sizes[clients])
 
-    def whole(self) -> Features:
-        """The features of clients that hold equally many rows: (num_clients, num_rows, ...)."""
-        everyone, size = self.everyone._replace(y=None, weights=None), int(self.sizes[0])
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Each client's rows of ``tensor``, where all hold equally many: (num_clients, num_rows, ...)."""
+        size = int(self.sizes[0])
         if (self.starts % size).any():
-            index = self.starts[:, None] + np.arange(size)
-            return _shaped(everyone.take(torch.from_numpy(index.reshape(-1)).to(everyone.device)), index.shape).x
+            index = torch.from_numpy(self.starts[:, None] + np.arange(size)).to(tensor.device)
+            return tensor.index_select(0, index.reshape(-1)).view(*index.shape, *tensor.shape[1:])
         last = (int(self.starts.max()) + size) // size  # clients stand at multiples of their size: take each at once
-        clients = torch.from_numpy(self.starts // size).to(everyone.device)
-        return _shaped(everyone.part(0, last * size), (last, size)).take(clients).x
-
-
-def _shaped(examples: Examples, shape: tuple[int, ...]) -> Examples:
-    """Rows laid out as (num_clients, num_rows, ...)."""
-
-    def view_of(tensor: Tensor) -> Tensor:
-        return tensor.view(*shape, *tensor.shape[1:])
-
-    x = {name: view_of(p) for name, p in examples.x.items()} if isinstance(examples.x, dict) else view_of(examples.x)
-    own = [None if t is None else view_of(t) for t in (examples.y, examples.weights)]
-    return Examples(x, own[0], own[1])
+        clients = torch.from_numpy(self.starts // size).to(tensor.device)
+        return tensor[: last * size].view(last, size, *tensor.shape[1:]).index_select(0, clients)
 
 
 class Stacked(NamedTuple):

@@ -85,7 +85,7 @@ class Feed:
     def __init__(self, job: Job, layout: Layout, buffers: dict[str, list[Tensor]]) -> None:
         assert isinstance(job.examples, Rows)
         self._layout, self._everyone, self._buffers = layout, job.examples.everyone.x, buffers
-        self._whole = job.examples.whole() if layout.whole else None
+        self._whole = _whole_features(job.examples) if layout.whole else None
         self._place_bytes = max(1, layout.width * job.examples.everyone.row_bytes)
 
     def groups(self, first: int, last: int, num: int, gathers: bool = True) -> Iterator[Group]:
@@ -145,6 +145,12 @@ class Feed:
         return torch.index_select(rows, 0, index, out=held[0][: len(index)]).view(*shape, *rows.shape[1:])
 
 
+def _whole_features(rows: Rows) -> Features:
+    """The features of clients that hold equally many rows, all of them: (num_clients, num_rows, ...)."""
+    x = rows.everyone.x
+    return {name: rows.whole(part) for name, part in x.items()} if isinstance(x, dict) else rows.whole(x)
+
+
 Plan = tuple[Layout, Feed]  # all steps of some clients
 
 
@@ -160,17 +166,32 @@ def layouts(job: Job, loss: NamedLoss | OwnLoss) -> Iterator[Layout]:
     """The same, as many steps at a time as may be laid out ahead."""
     steps = num_steps(job.sizes, job.local)
     if _takes_all(job):
-        rows = np.arange(int(job.sizes.max()))
-        real = (rows < job.sizes[:, None])[None]
-        layout, num = _layout(job, loss, rows * real, real), int(steps[0])
-        whole = bool((job.sizes == job.sizes[0]).all())
-        yield layout._replace(totals=layout.totals.expand(num, -1), num_active=[len(steps)] * num, whole=whole)
+        layout = _whole(job)
+        if layout is None:
+            rows = np.arange(int(job.sizes.max()))
+            real = (rows < job.sizes[:, None])[None]
+            layout = _layout(job, loss, rows * real, real)
+        num = int(steps[0])
+        yield layout._replace(totals=layout.totals.expand(num, -1), num_active=[len(steps)] * num)
         return
     assert job.local.batch_size is not None
     plan = batches(job.keys, job.sizes, job.local)
     size = max(1, _AHEAD // max(1, len(steps) * job.local.batch_size))
     while held := list(islice(plan, size)):
         yield _layout(job, loss, np.stack([rows for rows, _ in held]), np.stack([real for _, real in held]))
+
+
+def _whole(job: Job) -> Layout | None:
+    """The steps of clients that hold equally many rows and take all of them at once; None for any others."""
+    assert isinstance(job.examples, Rows)
+    everyone, size = job.examples.everyone, int(job.sizes[0])
+    if everyone.weights is not None or (everyone.y is not None and everyone.y.dim() > 1) or (job.sizes != size).any():
+        return None
+    one, shape = torch.ones((1, 1, 1), device=job.params.device), (1, len(job.sizes), size)
+    y = None if everyone.y is None else job.examples.whole(everyone.y)[None]
+    counts = np.broadcast_to(np.int64(size), shape[:2])
+    shares, totals = (one / size).expand(shape), (one[0] * size).expand(shape[:2])
+    return Layout(one.long().expand(shape), y, shares, totals, counts, [len(job.sizes)], alike=True, whole=True)
 
 
 def _takes_all(job: Job) -> bool:

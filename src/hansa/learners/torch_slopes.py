@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -31,15 +31,21 @@ class FewClasses:
         assert group.y is not None
         self._group, self._labels = group, group.y.unsqueeze(-1)
         self._even = group.even if may_scale else [0.0] * len(group.even)
-        target = torch.zeros((*group.y.shape, num_classes), device=group.y.device)
-        self._targets = target.scatter_(-1, self._labels, 1.0).unbind(0)
+        self._targets: Sequence[Tensor] = ()
+        if len(group.y) > 1:
+            target = torch.zeros((*group.y.shape, num_classes), device=group.y.device)
+            self._targets = target.scatter_(-1, self._labels, 1.0).unbind(0)
         self._shares = group.shares.unsqueeze(-1).unbind(0)
         self._scores: list[Tensor] = []
 
     def of(self, scores: Tensor, step: int) -> tuple[Tensor, float]:
         """The slope of the batches' mean loss in ``scores`` (num_clients, width, num_classes)."""
         self._scores.append(scores)
-        slope = _by_class(torch.softmax, scores).sub_(self._targets[step])
+        slope = _by_class(torch.softmax, scores)
+        if self._targets:
+            slope.sub_(self._targets[step])
+        else:
+            slope.scatter_add_(-1, self._labels[0], slope.new_full((1, 1, 1), -1.0).expand(self._labels[0].shape))
         share = self._even[step]
         return (slope, share) if share else (slope.mul_(self._shares[step]), 1.0)
 

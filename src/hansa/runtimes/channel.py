@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 _SMALL = 4096  # bytes: what is shorter travels in the pipe
 _ALIGNED = 64
-SAFE_BYTES = 1 << 15  # a letter that fits into any pipe beside another one, so that sending it never blocks
+SAFE_BYTES = 4096  # a message that fits into any pipe, so that sending it never waits for a reader (macOS: 8 KiB)
 
 
 class Place(NamedTuple):

@@ -6,8 +6,10 @@ nothing left to do. Whatever died with a worker is done again by the others, to 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -17,14 +19,16 @@ from typing import Any
 
 from hansa.aggregators.folds import Node, Tree, total
 from hansa.core.errors import RunError
-from hansa.core.protocols import Client, Plan, Report, Updates
-from hansa.runtimes.blame import names
+from hansa.core.protocols import Client, Memory, Plan, Report, Updates
+from hansa.runtimes.blame import first_line, names
 from hansa.runtimes.channel import SAFE_BYTES, Channel, Region, room, wrap
-from hansa.runtimes.crew_member import SUMS, Begin, Failed, serve
+from hansa.runtimes.crew_member import SUMS, Begin, Order, serve
+from hansa.runtimes.failure import Failed
 from hansa.runtimes.hand import Job, Outcome, repeat
 from hansa.runtimes.shares import Shares
 from hansa.runtimes.simulated import SimulatedRuntime
 from hansa.runtimes.worker import Done, Part, Worker, blocks_of, parts_of
+from hansa.stopwatch import add_worker, is_watched, stage
 
 _LOG = logging.getLogger("hansa")
 _TRIES = 3  # of a part whose worker dies
@@ -70,8 +74,9 @@ class Crew:
 
     def fork(self, index: int, plan: Plan, clients: Sequence[Client]) -> Member:
         """A worker's process, new; it finds the rows that were read here."""
-        if not self.members:
-            self._worker.rows(plan, clients[:1])  # rows in memory are put side by side here, once for all
+        if not self.members:  # rows in memory are put side by side here, once for all
+            with contextlib.suppress(Exception):  # the worker will find the same, and name the client
+                self._worker.rows(plan, clients[:1])
         others = [member.channel.pipe for member in self.members]
         member = Member(index, self._worker, self._lanes[index], self.board, others)
         self._members[index] = member
@@ -116,14 +121,21 @@ class Member:
         ours, theirs = fork.Pipe()
         self.channel = Channel(ours, lanes.jobs, lanes.outcomes)
         channel = Channel(theirs, lanes.outcomes, lanes.jobs)
+        arguments = (worker, channel, board, [*others, ours], os.getpid())
         self._process: ForkProcess = fork.Process(
-            target=serve, args=(worker, channel, board, [*others, ours]), name=f"hansa-worker-{index}", daemon=True
+            target=serve, args=arguments, name=f"hansa-worker-{index}", daemon=True
         )
         with warnings.catch_warnings():
             # Python warns of forking beside threads. A worker uses none that its parent started: see one_thread().
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
-        theirs.close()
+            try:
+                self._process.start()
+            except OSError as error:
+                raise RunError(
+                    f"Processes: expected to start worker process {index + 1}, found {error}; give fewer num_workers"
+                ) from error
+            finally:
+                theirs.close()
 
     @property
     def busy(self) -> bool:
@@ -145,6 +157,7 @@ class Member:
             self._process.kill()
             self._process.join()
         code = self._process.exitcode or 0
+        self._process.close()
         return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
 
 
@@ -169,9 +182,15 @@ class _Round:
         self._borrowed: dict[int, list[Node]] = {}  # sums that lie in a worker's lane, by worker
         self._deaths: Counter[int | None] = Counter()  # by the part that a lost worker was doing
         self._choices: dict[str, str] = dict(getattr(home.federation.learner, "choices", {}))
-        self._deciding: Member | None = None
+        self._deciding: tuple[Member, int] | None = None  # who tries which way is faster, with which part
         self._undecided: list[tuple[Member, int]] = []
-        self._letter = wrap(plan, crew.board)
+        try:
+            self._letter = wrap(plan, crew.board)
+        except Exception as error:  # there are many reasons why a value cannot be pickled
+            raise RunError(
+                f"round {plan.slot.round}: expected a plan that can travel between processes, found "
+                f"{first_line(error)}; use runtime=hansa.InProcess()"
+            ) from error
 
     def reports(self) -> Iterator[Report]:
         """All reports; a worker that is busy when this is given up is ended."""
@@ -180,7 +199,8 @@ class _Round:
                 self._feed(index)
             self._home.traffic.down(self._plan, [client for part in self._parts for client in part.clients])
             while not self._is_over():
-                self._listen()
+                with stage("waiting"):
+                    self._listen()
                 for index in range(self._num):
                     self._feed(index)
         except BaseException:
@@ -225,19 +245,16 @@ class _Round:
         """Send a part; False where it has to wait, or the worker is gone."""
         for node in self._borrowed.pop(member.index, ()):
             self._sums[node] = self._sums[node]._replace(values=self._sums[node].values.copy())
+        begin = None if member.plan is self._letter else Begin(self._letter, self._width)
+        message = member.channel.wrap(Order(begin, self._job(number, may_choose)))
+        if member.running and len(message) > SAFE_BYTES:  # both sides might be stuck in writing
+            self._shares.give_back(member.index, [number])
+            return False
+        member.running.append(number)
+        member.plan = self._letter
         try:
-            if member.plan is not self._letter:
-                member.channel.send(Begin(self._letter, self._width))
-                member.plan = self._letter
-            message = member.channel.wrap(self._job(number, may_choose))
-            if member.running and len(message) > SAFE_BYTES:  # both sides might be stuck in writing
-                self._shares.give_back(member.index, [number])
-                return False
-            member.running.append(number)
             member.channel.post(message)
         except OSError:
-            if number not in member.running:
-                member.running.append(number)
             self._lost(member)
             return False
         return True
@@ -249,11 +266,18 @@ class _Round:
             number,
             part,
             {client: self._places[client] for client in part.clients},
-            {block: memory.rows(block) for block in blocks},
+            {block: memory.rows(block) if self._reads_memory else Memory([{}] * len(block)) for block in blocks},
             {client: scratch[client] for client in part.clients if client in scratch},
             self._choices,
             may_choose,
+            is_watched(),
         )
+
+    @property
+    def _reads_memory(self) -> bool:
+        """Whether clients look at what they remember: to learn, or to score a model of their own."""
+        slot = self._plan.slot
+        return self._plan.learn and (slot.task == "train" or hasattr(self._home.federation.algorithm, "model"))
 
     def _listen(self) -> None:
         """Wait until a worker answers or dies, and hear all that have."""
@@ -281,6 +305,7 @@ class _Round:
             self._borrowed.setdefault(member.index, []).extend(message)
             return
         repeat(message.said, self._crew.heard)
+        add_worker(member.index, message.seconds)
         member.running.remove(message.number)
         if message.done is None:
             self._wants_to_choose(member, message.number)
@@ -289,7 +314,7 @@ class _Round:
         self._done[message.number] = message.done
         if message.is_summed:
             member.unsummed.add(message.number)
-        if self._deciding is member:
+        if self._deciding == (member, message.number):
             self._decided()
 
     def _wants_to_choose(self, member: Member, number: int) -> None:
@@ -297,7 +322,7 @@ class _Round:
         if self._deciding is not None:
             self._undecided.append((member, number))
         elif self._send(member, number, may_choose=True):
-            self._deciding = member
+            self._deciding = (member, number)
 
     def _decided(self) -> None:
         """Nobody is trying any more: who waited goes on."""
@@ -312,7 +337,7 @@ class _Round:
         again = sorted({*member.running, *member.unsummed})
         how = self._crew.lose(member.index, kill=True)
         self._shares.give_back(member.index, again)
-        if self._deciding is member:
+        if self._deciding is not None and self._deciding[0] is member:
             self._decided()
         for part in again:
             self._done.pop(part, None)
@@ -343,7 +368,8 @@ class _Round:
                 else:
                     yield report
         if is_summed:
-            row = total(Tree(self._parts[0].num_cohort), self._sums)
-            if row is not None and len(self._sums) == 1:
-                row = row._replace(values=row.values.copy())
+            with stage("folding"):
+                row = total(Tree(self._parts[0].num_cohort), self._sums)
+                if row is not None and len(self._sums) == 1:
+                    row = row._replace(values=row.values.copy())
             yield Report(slot, tuple(clients), row, refused)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hansa.aggregators.folds import Node
 from hansa.core.protocols import Client, Memory, Plan, Updates
 from hansa.runtimes.worker import Done, Part, Worker
+from hansa.stopwatch import Stage, stage, watching
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
@@ -30,6 +31,7 @@ class Job(NamedTuple):
     scratch: Mapping[Client, Any]
     choices: Mapping[str, str]  # what the learner's trials have chosen anywhere so far
     may_choose: bool  # whether this worker may try, where nobody has
+    is_watched: bool = False  # whether the outcome is to tell where the time went
 
 
 class Outcome(NamedTuple):
@@ -40,6 +42,7 @@ class Outcome(NamedTuple):
     choices: Mapping[str, str]
     said: tuple[Said, ...]
     is_summed: bool = False  # the part's sum is still to come
+    seconds: Mapping[Stage, float] = {}  # of a job that is watched
 
 
 class Undecided(BaseException):
@@ -79,6 +82,11 @@ class Hand:
 
     def do(self, job: Job) -> Outcome:
         """One part. Where rows are added, the outcome tells all but their sum."""
+        with watching(job.is_watched) as watch, stage("rest"):  # whatever the simulation's own counted before a fork
+            outcome = self._do(job)
+        return outcome._replace(seconds=watch.seconds)
+
+    def _do(self, job: Job) -> Outcome:
         assert self._plan is not None
         learner = self._worker.federation.learner
         if hasattr(learner, "choose"):
@@ -94,7 +102,8 @@ class Hand:
         payload = done.reports[0].payload if len(done.reports) == 1 else None
         if not isinstance(payload, Updates) or not payload.folded:
             return Outcome(job.number, done, choices, self._heard())
-        self._add(job.part.node, payload)
+        with stage("folding"):
+            self._add(job.part.node, payload)
         told = done._replace(reports=(done.reports[0]._replace(payload=None),))
         return Outcome(job.number, told, choices, self._heard(), is_summed=True)
 
@@ -158,6 +167,20 @@ def one_thread() -> None:
     except ModuleNotFoundError:
         return
     threadpool_limits(limits=1)
+
+
+def own_output() -> None:
+    """Write by line, through locks of this process's own.
+
+    A thread of the parent, a progress bar's say, may have held the locks of its streams when this process was forked.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # else somebody else looks after it
+            own = open(  # noqa: SIM115  # it stays open as long as this process
+                stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
+            )
+            setattr(sys, name, own)
 
 
 def keep_memory() -> None:

@@ -14,6 +14,7 @@ from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair
 from hansa.runtimes.simulated import SimulatedRuntime
 from hansa.runtimes.worker import Worker, block_rows, parts_of
+from hansa.stopwatch import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class InProcessRuntime(SimulatedRuntime):
 
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
         """Part after part, each when it is asked for."""
-        self.traffic.down(plan, clients)
+        with stage("plan"):
+            self.traffic.down(plan, clients)
         places = Positions(cohort)
         for part in parts_of(cohort, clients, self.block_size):
             scratch = self.scratch_of(plan.slot)

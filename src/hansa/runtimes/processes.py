@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Client, Plan, Report
 from hansa.federation import Federation, Pair
-from hansa.runtimes.crew import Crew
 from hansa.runtimes.simulated import SimulatedRuntime
 from hansa.runtimes.worker import Worker, part_rows
 
-_LOG = logging.getLogger("hansa")
+if TYPE_CHECKING:
+    from hansa.runtimes.crew import Crew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,8 @@ class Processes:
     its clients' work only, which is done again. ``block_size`` is the most clients in a part of a cohort; it may change
     the speed, and the result within rounding.
 
-    Raises ``InputError`` where the system cannot fork (Windows), or once this process has used CUDA.
+    Raises ``InputError`` where this process cannot fork: under Windows, in a multiprocessing pool, or once it has used
+    CUDA.
 
     >>> Processes(num_workers=2)
     Processes(num_workers=2, block_size='auto')
@@ -39,20 +39,18 @@ class Processes:
     block_size: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and not _is_count(self.num_workers):
+        if self.num_workers is not None and not is_count(self.num_workers):
             raise InputError(
                 f"Processes(num_workers=): expected 1 or more, or None for all cores, found {self.num_workers!r}"
             )
-        if self.block_size != "auto" and not _is_count(self.block_size):
+        if self.block_size != "auto" and not is_count(self.block_size):
             raise InputError(f'Processes(block_size=): expected "auto" or 1 or more, found {self.block_size!r}')
 
     def open(
         self, federation: Federation, load: Callable[[Client], Pair], key: Key, keep: bool = True
     ) -> ProcessesRuntime:
         """The runtime of one run; ``load`` gives a client's raw training and held-out rows, asked once if ``keep``."""
-        reason = why_not()
-        if reason:
-            raise InputError(f"Processes: {reason}; use runtime=hansa.InProcess() or hansa.Ray()")
+        refuse()
         worker = Worker(federation, load, key, keep)
         return ProcessesRuntime(federation, worker, key, self.num_workers or num_cores(), self.block_size)
 
@@ -69,7 +67,7 @@ class ProcessesRuntime(SimulatedRuntime):
         block_size: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(federation, key)
-        self.block_size, self.crew = block_size, Crew(worker, num_workers)
+        self.block_size, self.crew = block_size, new_crew(worker, num_workers)
 
     def __str__(self) -> str:
         size = "" if self.block_size == "auto" else f", block_size={self.block_size}"
@@ -80,6 +78,8 @@ class ProcessesRuntime(SimulatedRuntime):
         self.crew.close()
 
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
+        if not self.crew.members:
+            refuse()
         rows = part_rows(self.federation, len(cohort)) if self.block_size == "auto" else self.block_size
         return self.crew.reports(self, plan, cohort, clients, rows)
 
@@ -88,10 +88,30 @@ def why_not() -> str:
     """Why this process cannot fork workers, in words; empty where it can."""
     if not hasattr(os, "fork") or sys.platform == "win32":
         return f"expected a system that can fork, found {sys.platform}"
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.current_process().daemon:
+        return "expected a process that may have processes of its own, found a daemonic one (of a pool, say)"
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():  # its objects wait for its threads, which a forked process has not
+        return "expected a process in which Ray does not run, found that it does"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "expected a process that has not used CUDA, which does not survive a fork; found that this one has"
     return ""
+
+
+def refuse() -> None:
+    """Raise ``InputError`` where this process cannot fork workers."""
+    reason = why_not()
+    if reason:
+        raise InputError(f"Processes: {reason}; use runtime=hansa.InProcess() or hansa.Ray()")
+
+
+def new_crew(worker: Worker, num_workers: int) -> Crew:
+    """Worker processes, none of which has begun."""
+    from hansa.runtimes.crew import Crew  # multiprocessing takes 15 ms to import, and most runs do without
+
+    return Crew(worker, num_workers)
 
 
 def num_cores() -> int:
@@ -102,5 +122,6 @@ def num_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether an option is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -12,6 +12,7 @@ from hansa.federation import Federation
 from hansa.runtimes.memory import MemoryStore
 from hansa.runtimes.traffic import Traffic
 from hansa.runtimes.worker import Done
+from hansa.stopwatch import switch
 
 Where = tuple[str, int, int]  # task, round, attempt
 
@@ -44,6 +45,7 @@ class SimulatedRuntime:
             for report in self._reports(plan, cohort, clients):
                 accepted += len(report.clients)
                 yield report
+        switch("combining")  # what the round does now that all have reported
         if slot.task == "train" and accepted < self.min_clients:
             raise Abandoned(f"round {slot.round}: expected {self.min_clients} reports or more, found {accepted}")
 

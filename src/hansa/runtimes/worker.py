@@ -23,6 +23,7 @@ from hansa.data.flat import FlatRows
 from hansa.federation import Federation, Pair, array_hash, totals_of
 from hansa.runtimes.blame import blamed
 from hansa.runtimes.traffic import Bodies, ReportSizes
+from hansa.stopwatch import stage
 
 _NODE_BYTES = 4 * 2**20  # of parameters: what stays in a processor's cache
 _WIDEST = 1024
@@ -79,24 +80,28 @@ class Worker:
         aggregator = self.federation.parts(plan.slot).aggregator
         folds = aggregator.linear and hasattr(aggregator, "fold")
         looks = not folds or bool(plan.settings)  # a transform may hide what is not finite
-        for block in blocks_of(plan, part.clients, width):
-            mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}
-            secret = Streams(block, lambda client: self._key.child("client", client, *where))
-            report, new, more = self._exchange(plan, block, memory(block), mine, secret, looks)
-            reports.append(report)
-            remembered.append(new)
-            kept.update(more)
+        with stage("client"):
+            for block in blocks_of(plan, part.clients, width):
+                mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}
+                secret = Streams(block, lambda client: self._key.child("client", client, *where))
+                report, new, more = self._exchange(plan, block, memory(block), mine, secret, looks)
+                reports.append(report)
+                remembered.append(new)
+                kept.update(more)
         if folds:
-            folded = self._fold(plan, part, places, reports, aggregator)
-            if folded is not None and not np.isfinite(folded.values).all():  # then somebody's row is not
-                parts = self.federation.parts(plan.slot)
-                pairs = [
-                    refuse(parts, *pair) if pair[0].clients else pair for pair in zip(reports, remembered, strict=True)
-                ]
-                reports, remembered = [report for report, _ in pairs], [new for _, new in pairs]
+            with stage("folding"):
                 folded = self._fold(plan, part, places, reports, aggregator)
-        for report in reports:
-            bodies.add(self._sizes.bodies(plan, report))
+                if folded is not None and not np.isfinite(folded.values).all():  # then somebody's row is not
+                    parts = self.federation.parts(plan.slot)
+                    pairs = [
+                        refuse(parts, *pair) if pair[0].clients else pair
+                        for pair in zip(reports, remembered, strict=True)
+                    ]
+                    reports, remembered = [report for report, _ in pairs], [new for _, new in pairs]
+                    folded = self._fold(plan, part, places, reports, aggregator)
+        with stage("plan"):
+            for report in reports:
+                bodies.add(self._sizes.bodies(plan, report))
         if folds:
             refused = {client: reason for report in reports for client, reason in report.refused.items()}
             reports = [Report(plan.slot, () if folded is None else folded.clients, folded or {}, refused)]
@@ -113,7 +118,9 @@ class Worker:
     ) -> tuple[Report, Remembered, Mapping[Client, Any]]:
         """One block's half of the plan; what a user's code raises there comes with the name of the client."""
         try:
-            return self.federation.exchange(plan, block, self.rows(plan, block), memory, scratch, secret, looks)
+            with stage("rows"):
+                rows = self.rows(plan, block)
+            return self.federation.exchange(plan, block, rows, memory, scratch, secret, looks)
         except HansaError:
             raise
         except Exception as error:
@@ -155,8 +162,10 @@ class Worker:
                 return Shelf.over(ready, read, self._load.position)  # type: ignore[attr-defined]  # has flat, so this
         shelf, ahead = Shelf(read), getattr(self._load, "in_memory", ())
         self._trusts = True  # look at all of them at once
-        everything = shelf.fill(ahead, load)
-        self._trusts = False
+        try:
+            everything = shelf.fill(ahead, load)
+        finally:
+            self._trusts = False
         if everything is not None and self._fits(everything):
             return shelf
         return Shelf(read)  # one client's rows do not fit: it is named when it takes part
@@ -220,11 +229,11 @@ def part_rows(federation: Federation, num_cohort: int) -> int:
     """Clients in a part that one of several workers does: some 16 parts a cohort, so that all workers end together.
 
     A rule of the cohort and the federation alone, never of the number of workers. Learners that train blocks at once
-    get parts of up to 16 clients even where that makes fewer of them, but four.
+    get parts of up to 32 clients even where that makes fewer of them, but four.
     """
     rows = -(-num_cohort // 16)
     if getattr(federation.learner, "batches_clients", False):
-        rows = max(rows, min(16, -(-num_cohort // 4)))
+        rows = max(rows, min(32, -(-num_cohort // 4)))
     return max(1, min(rows, block_rows(federation)))
 
 

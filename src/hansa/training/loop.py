@@ -20,6 +20,7 @@ from hansa.core.protocols import Aggregate, Array, Client, Plan, Runtime, Slot
 from hansa.core.round import Context, ServerState, begin, buffered_round, make_plan, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
+from hansa.stopwatch import one_round, stage, watching
 from hansa.training.asking import choose
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
@@ -103,7 +104,8 @@ class Loop:
             point = replace(point, totals=(*point.totals, self._prepare(number, point)))
             self._keep(point)
         while point.next_round < self.schedule.num_rounds and not point.stopped:
-            point = self._round(point)
+            with one_round():
+                point = self._round(point)
         return point
 
     def finish(self, point: Checkpoint, clients: Sequence[Client]) -> tuple[Scores | None, dict[Client, Scores]]:
@@ -161,7 +163,10 @@ class Loop:
         context, began_s = self._context(point), self._clock_s
         state, mean = (self._train if self.schedule.buffer is None else self._train_buffered)(point, context)
         due = number == 0 or (number + 1) % self.schedule.evaluate_every == 0 or number + 1 == self.schedule.num_rounds
-        scores = self._score(point, state, context, number) if due else None
+        scores = None
+        if due:
+            with stage("evaluation"), watching(on=False):  # all that a score takes, workers' rows too, is one stage
+                scores = self._score(point, state, context, number)
         loss = scores.pop("loss") if scores else (train_loss(mean.tail) if mean and not point.scored_on else math.nan)
         up, down = self.runtime.traffic_totals()
         row = Row(
@@ -176,7 +181,8 @@ class Loop:
             num_late=self._num_late - sum(row.num_late for row in point.history),
             **spent(self.federation, number + 1),
         )
-        stop = self.on_round(row) is False if self.on_round else False
+        with stage("on_round"):
+            stop = self.on_round(row) is False if self.on_round else False
         point = replace(
             point,
             state=state,
@@ -188,9 +194,10 @@ class Loop:
         )
         if is_clocked(self.runtime) and self.schedule.every_s:
             self.runtime.wait(max(0.0, began_s + self.schedule.every_s - self._clock_s))
-        self._keep(point)
-        if self.release:
-            self.release(number, state.algorithm["params"], dict(context.constants))
+        with stage("saving"):
+            self._keep(point)
+            if self.release:
+                self.release(number, state.algorithm["params"], dict(context.constants))
         if self.pause and self.schedule.every_s and point.next_round < self.schedule.num_rounds:
             self.pause(max(0.0, self.schedule.every_s - (time.perf_counter() - started)))
         return point
@@ -199,12 +206,14 @@ class Loop:
         """The round's new state; a cohort of nobody, or of none but empty clients, changes nothing."""
         number, parts = point.next_round, self.federation.task("train")
         for attempt in range(_ATTEMPTS):
-            everyone = self.clients()
-            cohort = self._cohort(everyone, number, attempt)
+            with stage("sampling"):
+                everyone = self.clients()
+                cohort = self._cohort(everyone, number, attempt)
             if not cohort:
                 return point.state, None
             try:
-                return server_round(parts, point.state, self.runtime, cohort, context, Slot(number, attempt, ""))
+                with stage("plan"):  # until all have reported: see SimulatedRuntime.reports
+                    return server_round(parts, point.state, self.runtime, cohort, context, Slot(number, attempt, ""))
             except Abandoned:
                 refused = {r["client"]: r["reason"] for r in self.runtime.refusals() if r["round"] == number}
                 if set(refused.values()) == {"no training examples"} and set(cohort) <= set(refused) < set(everyone):
@@ -252,17 +261,19 @@ class Loop:
             nonlocal num_draws
             draw = self.key.child("sampling", number, num_draws)
             num_draws += 1
-            cohort = choose(self.schedule.sampler, everyone, count, draw, runtime.available).clients
+            with stage("sampling"):
+                cohort = choose(self.schedule.sampler, everyone, count, draw, runtime.available).clients
             if cohort:
                 slot = Slot(number, 0, exchange)
                 runtime.start(make_plan(parts, point.state, context, cohort, slot), cohort)
 
         for _ in range(_ATTEMPTS):
             try:
-                return buffered_round(
-                    parts, point.state, runtime, runtime.plans, context, number,
-                    buffer_size=buffer.size, staleness=buffer.weight, refill=refill,
-                )  # fmt: skip
+                with stage("plan"):
+                    return buffered_round(
+                        parts, point.state, runtime, runtime.plans, context, number,
+                        buffer_size=buffer.size, staleness=buffer.weight, refill=refill,
+                    )  # fmt: skip
             except Abandoned:
                 continue
         raise self._all_refused(number, {r["client"]: r["reason"] for r in self.runtime.refusals()[-buffer.size :]})
