@@ -62,7 +62,7 @@ SETTINGS = {
             cohort_size=20,
             batch_size=16,
             learning_rate=0.05,
-            num_rounds=5,
+            num_rounds=12,
             signal=1.0,
         ),
         Setting(

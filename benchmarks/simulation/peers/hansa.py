@@ -17,11 +17,11 @@ class Replay:
     """The workload's own cohorts, one a round, so that hansa trains the clients that every peer trains."""
 
     def __init__(self, schedule: Sequence[Sequence[int]]) -> None:
-        self._rounds: Iterator[Sequence[int]] = iter(schedule)
+        self._rounds: Iterator[Sequence[int]] = iter([sorted(cohort) for cohort in schedule])
 
     def cohort(self, ids: Sequence[str], cohort_size: int, key: hansa.Key) -> tuple[str, ...]:
         """The next cohort, in the order of ``ids``."""
-        return tuple(ids[number] for number in sorted(next(self._rounds)))
+        return tuple(map(ids.__getitem__, next(self._rounds)))
 
 
 def federation_of(job: Job) -> tuple[hansa.Federation, np.ndarray]:

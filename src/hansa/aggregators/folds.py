@@ -110,9 +110,10 @@ def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
     """
     edges = [0, len(updates.clients)] if cuts is None else list(cuts)
     weights = np.asarray(updates.weights, dtype=np.float64)
-    tail = {name: _sums(np.asarray(column) * weights, edges) for name, column in updates.tail.items()}
+    columns = np.array([weights, *(np.asarray(column) * weights for column in updates.tail.values())])
+    sums = _sums(columns, edges)
     values = weighted_sums(updates.values, weights, edges)
-    return Updates(updates.clients, values, _sums(weights, edges), tail, {}, folded=True)
+    return Updates(updates.clients, values, sums[0], dict(zip(updates.tail, sums[1:], strict=True)), {}, folded=True)
 
 
 def add_leaves(leaves: Updates, places: Sequence[int]) -> Updates:
@@ -212,7 +213,7 @@ def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np
     A run of no rows is zero. A run's sum does not depend on the other runs.
     """
     if isinstance(values, np.ndarray) and values.shape[1] == 1:  # einsum would add one column in another order
-        return _sums(values[:, 0].astype(np.float64) * weights, cuts)[:, None]
+        return _sums((values[:, 0].astype(np.float64) * weights)[None], cuts).T
     if isinstance(values, np.ndarray) and values.size <= _FEW and len(cuts) > 2:
         return _narrow_sums(values, weights, np.asarray(cuts))
     sums = np.empty((len(cuts) - 1, values.shape[1]))
@@ -241,16 +242,16 @@ def _padded(cuts: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(places, num_rows - 1), real
 
 
-def _sums(column: np.ndarray, edges: Sequence[int]) -> np.ndarray:
-    """Sums of a column's runs, left to right: (num_runs,) float64."""
+def _sums(columns: np.ndarray, edges: Sequence[int]) -> np.ndarray:
+    """Sums of each column's runs, left to right, of (num_columns, num_rows): (num_columns, num_runs) float64."""
     cuts = np.asarray(edges)
-    sums = np.zeros(len(cuts) - 1)
-    if len(cuts) > 2 and len(column):  # all runs at once, a row of each after the other
-        places, real = _padded(cuts, len(column))
-        for number, is_there in zip(np.where(real, column[places], 0.0).T, real.T, strict=True):
-            np.add(sums, number, out=sums, where=is_there)
-    elif len(column[cuts[0] : cuts[-1]]):
-        sums += np.cumsum(column[cuts[0] : cuts[-1]])[-1]  # not sum(), which adds in another order
+    sums = np.zeros((len(columns), len(cuts) - 1))
+    if len(cuts) > 2 and columns.shape[1]:  # all runs at once, a row of each after the other
+        places, real = _padded(cuts, columns.shape[1])
+        for place, is_there in zip(places.T, real.T, strict=True):
+            np.add(sums, columns[:, place], out=sums, where=is_there)
+    elif columns[:, cuts[0] : cuts[-1]].size:
+        sums[:, 0] += np.cumsum(columns[:, cuts[0] : cuts[-1]], axis=1)[:, -1]  # not sum(), which adds otherwise
     return sums
 
 

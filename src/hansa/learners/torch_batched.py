@@ -50,20 +50,20 @@ class Batched:
         if not isinstance(job.examples, Rows):
             raise ValueError("clients' examples have other shapes or types than their neighbours'")
         steps = num_steps(job.sizes, job.local)
-        order = np.argsort(-steps, kind="stable")
-        is_sorted = bool((order == np.arange(len(order))).all())
+        is_sorted = bool((steps[1:] <= steps[:-1]).all())
+        order = np.arange(0) if is_sorted else np.argsort(-steps, kind="stable")
         ordered, rows = (job, out) if is_sorted else (job.take(order), torch.empty_like(out))
         num_active, most = int((steps > 0).sum()), chunk_size(job)
         size = max(1, -(-num_active // -(-num_active // most))) if num_active else 1  # chunks of one size
-        totals, sums = np.zeros(len(order)), np.zeros(len(order))
+        totals, sums = np.zeros(len(steps)), np.zeros(len(steps))
         self._flat.module.train()
         with self._way.mode(job):
             if num_active:
                 self._fit_chunks(ordered.part(0, num_active), rows, size, totals, sums)
-            rows[num_active:].copy_(ordered.params[num_active:])
-            if job.change:
-                rows[num_active:].zero_()
-        losses: Losses = np.where(totals > 0, sums / np.where(totals > 0, totals, 1), np.nan)
+            if num_active < len(steps):
+                left = rows[num_active:]
+                left.zero_() if job.change else left.copy_(ordered.params[num_active:])
+        losses: Losses = np.divide(sums, totals, out=np.full(len(steps), np.nan), where=totals > 0)
         if is_sorted:
             return losses
         out.index_copy_(0, torch.from_numpy(order).to(out.device), rows)

@@ -94,15 +94,20 @@ class Rows(Sequence[Examples]):
         """Some of the clients, in that order."""
         return Rows(self.everyone, self.starts[clients], self.sizes[clients])
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """Each client's rows of ``tensor``, where all hold equally many: (num_clients, num_rows, ...)."""
+    def whole(self, tensor: Tensor, place: Tensor | None = None) -> Tensor:
+        """Each client's rows of ``tensor``, where all hold equally many, perhaps in a ``place`` for them.
+
+        (num_clients, num_rows, ...).
+        """
         size = int(self.sizes[0])
         if (self.starts % size).any():
             index = torch.from_numpy(self.starts[:, None] + np.arange(size)).to(tensor.device)
-            return tensor.index_select(0, index.reshape(-1)).view(*index.shape, *tensor.shape[1:])
+            flat = None if place is None else place.view(index.numel(), *tensor.shape[1:])
+            return torch.index_select(tensor, 0, index.reshape(-1), out=flat).view(*index.shape, *tensor.shape[1:])
         last = (int(self.starts.max()) + size) // size  # clients stand at multiples of their size: take each at once
         clients = torch.from_numpy(self.starts // size).to(tensor.device)
-        return tensor[: last * size].view(last, size, *tensor.shape[1:]).index_select(0, clients)
+        by_client = tensor[: last * size].view(last, size, *tensor.shape[1:])
+        return torch.index_select(by_client, 0, clients, out=place)
 
 
 class Stacked(NamedTuple):

@@ -85,7 +85,7 @@ class Feed:
     def __init__(self, job: Job, layout: Layout, buffers: dict[str, list[Tensor]]) -> None:
         assert isinstance(job.examples, Rows)
         self._layout, self._everyone, self._buffers = layout, job.examples.everyone.x, buffers
-        self._whole = _whole_features(job.examples) if layout.whole else None
+        self._whole = self._all_of(job.examples) if layout.whole else None
         self._place_bytes = max(1, layout.width * job.examples.everyone.row_bytes)
 
     def groups(self, first: int, last: int, num: int, gathers: bool = True) -> Iterator[Group]:
@@ -138,17 +138,27 @@ class Feed:
             return {name: self._into(name, rows, index, shape) for name, rows in self._everyone.items()}
         return self._into("", self._everyone, index, shape)
 
+    def _all_of(self, rows: Rows) -> Features:
+        """The features of clients that hold equally many rows, all of them: (num_clients, num_rows, ...)."""
+        x = rows.everyone.x
+        if isinstance(x, dict):
+            return {name: self._whole_into(name, rows, part) for name, part in x.items()}
+        return self._whole_into("", rows, x)
+
+    def _whole_into(self, name: str, rows: Rows, tensor: Tensor) -> Tensor:
+        size = int(rows.sizes[0])
+        place = self._buffer(name, tensor, len(rows) * size)
+        return rows.whole(tensor, place.view(len(rows), size, *tensor.shape[1:]))
+
     def _into(self, name: str, rows: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+        found = torch.index_select(rows, 0, index, out=self._buffer(name, rows, len(index)))
+        return found.view(*shape, *rows.shape[1:])
+
+    def _buffer(self, name: str, like: Tensor, num_rows: int) -> Tensor:
         held = self._buffers.get(f"x.{name}")
-        if held is None or len(held[0]) < len(index) or held[0].shape[1:] != rows.shape[1:]:
-            held = self._buffers[f"x.{name}"] = [rows.new_empty((len(index), *rows.shape[1:]))]
-        return torch.index_select(rows, 0, index, out=held[0][: len(index)]).view(*shape, *rows.shape[1:])
-
-
-def _whole_features(rows: Rows) -> Features:
-    """The features of clients that hold equally many rows, all of them: (num_clients, num_rows, ...)."""
-    x = rows.everyone.x
-    return {name: rows.whole(part) for name, part in x.items()} if isinstance(x, dict) else rows.whole(x)
+        if held is None or len(held[0]) < num_rows or held[0].shape[1:] != like.shape[1:]:
+            held = self._buffers[f"x.{name}"] = [like.new_empty((num_rows, *like.shape[1:]))]
+        return held[0][:num_rows]
 
 
 Plan = tuple[Layout, Feed]  # all steps of some clients
