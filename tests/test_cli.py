@@ -109,8 +109,11 @@ def test_resume_goes_on_where_the_rounds_were_saved(federation, command, tmp_pat
 def test_a_run_tells_where_its_clients_ran(federation, command, tmp_path, word, runtime):
     (tmp_path / "trace.csv").write_text("examples_per_s\n10\n")
     where = () if word is None else ("--runtime", word.replace("TRACE", str(tmp_path / "trace.csv")))
-    status, _, error = command(*simulate(federation, *where, "--out", tmp_path / "r", "--set", "schedule.num_rounds=2"))
+    status, out, error = command(
+        *simulate(federation, *where, "--out", tmp_path / "r", "--set", "schedule.num_rounds=2")
+    )
     assert (status, error) == (0, "")
+    assert ("virtual time: " in out) == bool(word and "virtual" in word)
     assert json.loads((tmp_path / "r" / "run.json").read_text())["runtime"].startswith(runtime)
 
 

@@ -75,7 +75,7 @@ SETTINGS = {
             cohort_size=1000,
             batch_size=20,
             learning_rate=0.1,
-            num_rounds=10,
+            num_rounds=30,
             signal=0.3,
         ),
         Setting(

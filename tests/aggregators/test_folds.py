@@ -287,11 +287,12 @@ def test_without_cuts_a_block_is_one_run():
     assert fold(block).values.shape == (1, 5)
 
 
-def test_a_run_of_no_rows_is_zero():
-    found = fold(cohort(3), [0, 0, 2, 2, 3, 3])
-    assert found.values.shape == (5, 5)
-    assert [bool(row.any()) for row in found.values] == [False, True, False, True, False]
-    assert found.weights[[0, 2, 4]].tolist() == found.tail["loss"][[0, 2, 4]].tolist() == [0, 0, 0]
+@pytest.mark.parametrize("num_params", [5, 100_000])
+def test_runs_are_added_as_a_tree_and_a_run_of_no_rows_adds_nothing(num_params):
+    block = cohort(6, num_params)
+    first, second, third = (fold(block.take(rows)) for rows in ((0, 1), (2,), (3, 4, 5)))
+    assert bits(fold(block, [0, 2, 3, 3, 6])) == bits(add(add(first, second), third))
+    assert bits(fold(block, [0, 2, 2, 3, 6])) == bits(add(first, add(second, third)))
 
 
 def test_rows_are_stacked_in_the_order_of_the_cohort_whoever_answered_first():

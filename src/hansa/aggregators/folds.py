@@ -100,49 +100,51 @@ class Tree:
 
 
 def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
-    """One row for each run of rows between ``cuts`` (by default for all): sums of ``weight * row`` in float64.
+    """One row: the sum of ``weight * row`` in float64, of weights and of the tail likewise.
 
-    Weights and tail are summed likewise. The clients of the block stay in one tuple.
+    ``cuts`` are ``2**k + 1`` places between the rows: each run between two of them is a leaf, summed left to right, and
+    leaves are added as a balanced tree; a run may be empty. By default all rows are one run. The clients of the block
+    stay in one tuple.
 
     >>> block = Updates(("a", "b"), np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([1.0, 2.0]))
-    >>> fold(block).values.tolist(), fold(block).weights.tolist()
-    ([[7.0, 10.0]], [3.0])
+    >>> fold(block).values.tolist(), fold(block).weights.tolist(), fold(block, [0, 1, 2]).values.tolist()
+    ([[7.0, 10.0]], [3.0], [[7.0, 10.0]])
     """
     edges = [0, len(updates.clients)] if cuts is None else list(cuts)
+    filled = [i for i, (start, stop) in enumerate(pairwise(edges)) if start < stop]
+    edges = [*(edges[i] for i in filled), edges[-1]]
     weights = np.asarray(updates.weights, dtype=np.float64)
     columns = np.array([weights, *(np.asarray(column) * weights for column in updates.tail.values())])
     sums = _sums(columns, edges)
-    values = weighted_sums(updates.values, weights, edges)
-    return Updates(updates.clients, values, sums[0], dict(zip(updates.tail, sums[1:], strict=True)), {}, folded=True)
+    add_leaves(sums.T, filled)
+    tail = {name: column[:1] for name, column in zip(updates.tail, sums[1:], strict=True)}
+    return Updates(updates.clients, _tree_sum(updates.values, weights, edges, filled), sums[0, :1], tail, folded=True)
 
 
-def add_leaves(leaves: Updates, places: Sequence[int]) -> Updates:
-    """Folded rows, each a leaf at its place among its neighbours, added as a tree until one is left.
+def add_leaves(leaves: np.ndarray, places: Sequence[int]) -> None:
+    """Rows, each a leaf at its place among its neighbours, added as a tree until the first is the sum; in place.
 
-    In place, so that the rows must be one's own; leaves that nobody names hold nobody.
-
-    >>> add_leaves(Updates((), np.array([[1.0], [2.0], [4.0]]), np.ones(3), {}, {}, folded=True), [0, 2, 3]).weights
-    array([3.])
+    >>> leaves = np.array([[1.0], [2.0], [4.0]])
+    >>> add_leaves(leaves, [0, 2, 3])
+    >>> leaves[0]
+    array([7.])
     """
-    columns, here = [leaves.values, leaves.weights, *leaves.tail.values()], list(zip(places, count()))
-    is_full = len(here) & (len(here) - 1) == 0 and here[-1][0] - here[0][0] == len(here) - 1
-    step = 1
-    while is_full and step < len(here) and here[0][0] % len(here) == 0:  # pairs at all places: all at once
-        for column in columns:
-            column[:: 2 * step] += column[step :: 2 * step]
-        step *= 2
-    while step == 1 < len(here):
+    num = len(leaves)
+    if num & (num - 1) == 0 and list(places) == list(range(num)):  # no leaf is missing: all pairs at once
+        step = 1
+        while step < num:
+            leaves[:: 2 * step] += leaves[step :: 2 * step]
+            step *= 2
+        return
+    here = list(zip(places, count()))
+    while len(here) > 1:
         above: list[tuple[int, int]] = []
         for place, row in here:
             if above and above[-1][0] == place >> 1:
-                for column in columns:
-                    column[above[-1][1]] += column[row]
+                leaves[above[-1][1]] += leaves[row]
             else:
                 above.append((place >> 1, row))
         here = above
-    tail = {name: column[:1] for name, column in leaves.tail.items()}
-    values = leaves.values if len(leaves.values) == 1 else leaves.values[:1].copy()  # no view: all leaves would stay
-    return leaves._replace(values=values, weights=leaves.weights[:1], tail=tail)
 
 
 def add(left: Updates | None, right: Updates | None) -> Updates | None:
@@ -202,9 +204,30 @@ def fold_node(tree: Tree, node: Node, rows: Updates, place: Mapping[Client, int]
         cuts = [edge - first for edge in tree.leaves(node)]
     else:
         cuts = tree.cuts(node, [place[client] for client in rows.clients])
-    filled = [i for i, (start, stop) in enumerate(pairwise(cuts)) if start < stop]
     with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what is not finite in the sum
-        return add_leaves(aggregator.fold(rows, [*(cuts[i] for i in filled), cuts[-1]]), filled)
+        folded: Updates = aggregator.fold(rows, cuts)
+        return folded
+
+
+def _tree_sum(values: Array, weights: np.ndarray, cuts: Sequence[int], places: Sequence[int]) -> np.ndarray:
+    """The sums of the runs between ``cuts``, which are leaves at ``places``, added as a tree: (1, num_params).
+
+    Some columns at a time, so that the leaves stay in cache until they are added.
+    """
+    if not isinstance(values, np.ndarray) or values.size <= _FEW or values.shape[1] == 1 or not len(values):
+        sums = weighted_sums(values, weights, cuts) if len(cuts) > 1 else np.zeros((1, values.shape[1]))
+        add_leaves(sums, places)
+        return sums[:1].copy() if len(sums) > 1 else sums  # no view: all leaves would stay
+    values, total = np.ascontiguousarray(values), np.empty((1, values.shape[1]))
+    leaves = np.empty((len(cuts) - 1, _COLUMNS))
+    for start in range(0, values.shape[1], _COLUMNS):
+        part = values[:, start : start + _COLUMNS]
+        here = leaves[:, : part.shape[1]]
+        for leaf, (first, last) in zip(here, pairwise(cuts), strict=True):
+            _add_up(part[first:last], weights[first:last], leaf)
+        add_leaves(here, places)
+        total[0, start : start + _COLUMNS] = here[0]
+    return total
 
 
 def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
@@ -260,16 +283,19 @@ def weighted_sum(values: Array, weights: np.ndarray, total: np.ndarray) -> None:
     if not isinstance(values, np.ndarray):
         total[:] = _weighted_sum_any(values, weights)
         return
-    if len(values) == 1:  # in half the time, to the same bits: a sum begins with zero, which has a sign
-        for start in range(0, values.shape[1], 8 * _COLUMNS):
-            part = slice(start, start + 8 * _COLUMNS)
-            np.multiply(values[0, part], weights[0], dtype=np.float64, out=total[part])
-            total[part] += 0.0
-        return
     values = np.ascontiguousarray(values)  # einsum's order of summation is that of the memory
     for start in range(0, values.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        np.einsum("n,np->p", weights, values[:, part], dtype=np.float64, casting="safe", out=total[part])
+        _add_up(values[:, part], weights, total[part])
+
+
+def _add_up(values: np.ndarray, weights: np.ndarray, total: np.ndarray) -> None:
+    """The same for a few columns of an array that is contiguous."""
+    if len(values) != 1:
+        np.einsum("n,np->p", weights, values, dtype=np.float64, casting="safe", out=total)
+        return
+    np.multiply(values[0], weights[0], dtype=np.float64, out=total)  # in half the time, to the same bits:
+    total += 0.0  # a sum begins with zero, which has a sign
 
 
 def _weighted_sum_any(values: Array, weights: np.ndarray) -> Array:

@@ -66,7 +66,7 @@ class Mean:
         return self._weighted(payload), kept, refused
 
     def fold(self, updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
-        """One row for each run of rows between ``cuts``, here or on a worker."""
+        """One row for all, here or on a worker; ``cuts`` are the leaves of a tree (see folds.py)."""
         return fold(self._weighted(updates), cuts)
 
     def open(self, cohort: tuple[Client, ...], history: Mapping[str, tuple[Report, ...]]) -> Updates:

@@ -130,11 +130,27 @@ def show_one(screen: Console, run: Run) -> None:
     screen.print(f"[bold]after {len(run.history)} rounds[/bold], on {run.info['scored_on']}: {scores}")
     up, down = (sum(getattr(row, f"bytes_{way}") for row in run.history) for way in ("up", "down"))
     screen.print(f"bytes: {bytes_words(up)} up, {bytes_words(down)} down, {run.info['seconds']:.1f} s")
+    if run.info.get("virtual_time"):
+        screen.print(clock_words(run.info["virtual_time"]))
     if run.info.get("privacy"):
         screen.print(run.info["privacy"]["statement"])
     if run.info.get("baselines"):
         baselines: dict[str, Any] = run.info["baselines"]
         screen.print(comparison_table("was joining worth it?", baselines, [names[0], "loss"]))
+
+
+def clock_words(found: dict[str, Any]) -> str:
+    """What a run on a simulated clock took, in one sentence.
+
+    >>> found = {"hours": 2.5, "asked": 30, "accepted": 24, "late": 4, "dropped": 1, "unavailable": 1}
+    >>> clock_words({**found, "wasted_share": 0.125})
+    'virtual time: 2.5 hours; of 30 asked 24 counted, 4 late, 1 dropped out, 1 away; 12% of the work wasted'
+    """
+    return (
+        f"virtual time: {found['hours']:.3g} hours; of {found['asked']:,} asked {found['accepted']:,} counted, "
+        f"{found['late']:,} late, {found['dropped']:,} dropped out, {found['unavailable']:,} away; "
+        f"{found['wasted_share']:.0%} of the work wasted"
+    )
 
 
 def show_profiles(screen: Console, runs: list[Run], seeds: list[int]) -> None:

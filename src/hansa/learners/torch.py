@@ -154,6 +154,11 @@ class TorchLearner:
         return self.batched is not False
 
     @property
+    def block_bytes(self) -> int:
+        """Parameters of all clients of a block together: what stays in a processor's cache, much more on a GPU."""
+        return (1 << 30) if self._engine.device.type == "cuda" else 5 << 20
+
+    @property
     def choices(self) -> Mapping[str, str]:
         """What trials have chosen so far: situation -> ``loop`` or ``batched``."""
         return dict(self._engine.trainer.choices)

@@ -117,6 +117,8 @@ class Engine:
         """A vector or a block as float32 on the device; nothing is copied where nothing need be."""
         if not isinstance(vectors, Tensor):
             vectors = view(np.asarray(vectors, dtype=np.float32))
+        if vectors.dim() == 2 and vectors.stride(0) == 0:  # one vector for all: it travels once
+            return self.tensor(vectors[0]).expand(len(vectors), -1)
         tensor: Tensor = vectors.to(self.device, torch.float32)
         if tensor.shape[-1:] != (self.flat.layout.num_params,):
             raise InputError(

@@ -84,8 +84,8 @@ class Room:
         except OSError as error:
             raise RunError(
                 f"memory: expected to write {capacity * arena.row_bytes / 1e6:.1f} MB of what clients keep to "
-                f"{self._folder or self._within or tempfile.gettempdir()}, found {type(error).__name__}: {error}; give "
-                "a folder with more room, or a larger limit"
+                f"{self._folder or self._within or tempfile.gettempdir()}, found {type(error).__name__}: {error}; set "
+                "TMPDIR to a folder with more room"
             ) from error
 
     def _spill(self) -> None:

@@ -219,9 +219,9 @@ def parts_of(cohort: Sequence[Client], clients: Sequence[Client], width: int) ->
 
 
 def block_rows(federation: Federation) -> int:
-    """Clients in a block: as many as keep a block's parameters in a processor's cache."""
+    """Clients in a block: as many as keep a block's parameters in a processor's cache, or as the learner wants."""
     row = 4 * max(1, federation.learner.layout.num_params)
-    rows: int = max(1, _NODE_BYTES * 5 // 4 // row)
+    rows: int = max(1, getattr(federation.learner, "block_bytes", _NODE_BYTES * 5 // 4) // row)
     return min(_WIDEST if getattr(federation.learner, "batches_clients", False) else 16, rows)
 
 

@@ -124,7 +124,7 @@ class Loop:
             return
         if not is_clocked(runtime):
             raise InputError(
-                f"Schedule(buffer=): expected a runtime with a clock, found {type(runtime).__name__}; use "
+                f"Schedule(buffer=): expected a runtime with a clock, found {runtime}; use "
                 "runtime=hansa.VirtualTime(hansa.InProcess(), devices=hansa.Devices.phones()), or leave buffer out"
             )
         only_exchange(self.federation.task("train").aggregator, tuple(self.clients()[:1]))

@@ -174,9 +174,10 @@ class _Simulation:
 
     def _trained(self, loop: Loop, site: InProcessRuntime) -> Checkpoint:
         """Run the loop, saving each round and going on from it where there is a checkpoint."""
-        path, settings = self.checkpoint, self._settings(loop.federation)
+        path = self.checkpoint
         if path is None:
             return loop.run()
+        settings = self._settings(loop.federation)
         loop.save = lambda point: replace(point, settings=settings, clients=site.kept()).write(path)
         if not path.exists():
             return loop.run()
@@ -275,7 +276,10 @@ def _runtime(runtime: Any) -> Any:
     return runtime
 
 
-def _sizes(population: Population, load: Callable[[str], Pair]) -> dict[str, tuple[int, int]]:
+def _sizes(population: Population, load: Source) -> dict[str, tuple[int, int]]:
     """Training and held-out rows of up to 10,000 clients."""
-    pairs = ((client, load(client)) for client in population.ids[:10_000])
+    ids = population.ids[:10_000]
+    if load.flat is not None and population.sizes is not None:  # as many as were given, and nothing held out
+        return {client: (size, 0) for client, size in zip(ids, population.sizes[: len(ids)].tolist(), strict=True)}
+    pairs = ((client, load(client)) for client in ids)
     return {client: (len(train), 0 if test is None else len(test)) for client, (train, test) in pairs}
