@@ -42,7 +42,10 @@ def main() -> int:
         return 0
     tables = {
         "cohort": [_apart(cohort=n, population=max(n, 10_000), rounds=options.rounds) for n in COHORTS],
-        "parameters": [_apart(cohort=100, population=1_000, parameters=n, rounds=options.rounds) for n in PARAMETERS],
+        "parameters": [
+            _apart(cohort=100, population=1_000, parameters=n, rounds=min(options.rounds, 4 if n > 1_000_000 else 12))
+            for n in PARAMETERS
+        ],
         "population": [_apart(cohort=1_000, population=n, rounds=options.rounds) for n in POPULATIONS],
     }
     print(setting())

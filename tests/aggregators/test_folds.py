@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import support
-from hansa.aggregators.folds import Node, Tree, add, fold, fold_node, gather, merge, stacked, total, weighted_sums
+from hansa.aggregators.folds import Node, Sums, Tree, add, fold, fold_node, gather, stacked, total, weighted_sums
 from hansa.aggregators.mean import Mean
 from hansa.core.protocols import Report, Updates
 
@@ -152,15 +152,16 @@ def summed(rows, nodes, workers, present):
     tree, place = Tree(len(rows.clients)), {client: i for i, client in enumerate(rows.clients)}
     found = {}
     for worker in sorted(set(workers), reverse=True):
-        mine = {}
+        mine, num_leaves = Sums(), 0
         for node, who in zip(nodes, workers, strict=True):
-            if who == worker:
-                first, last = tree.span(node)
-                own = rows.take([i for i in present if first <= i < last])
-                mine[node] = fold_node(tree, node, own, place, Mean())
-        merged = merge(mine)
-        assert sum(2**node.level for node in merged) == sum(2**node.level for node in mine)
-        found |= {node: one for node, one in merged.items() if one is not None}
+            first, last = tree.span(node)
+            own = rows.take([i for i in present if first <= i < last])
+            if who == worker and own.clients:
+                one = fold_node(tree, node, own, place, Mean())
+                mine.add(node, one._replace(values=one.values.copy()))
+                num_leaves += 2**node.level
+        assert sum(2**node.level for node in mine.rows) == num_leaves
+        found |= mine.rows
     return total(tree, found)
 
 
@@ -244,21 +245,16 @@ def test_a_node_without_rows_has_no_sum():
     tree = Tree(20)
     assert fold_node(tree, Node(1, 0), cohort(20).take([]), {}, Mean()) is None
     assert add(None, None) is None
-    assert merge({Node(0, 2): None, Node(0, 3): None}) == {Node(1, 1): None}
 
 
-def test_neighbours_merge_as_often_as_it_goes_and_others_do_not():
-    one = {Node(0, i): fold(cohort(1)) for i in (0, 1, 2, 3, 5, 6)}
-    assert set(merge(one)) == {Node(2, 0), Node(0, 5), Node(0, 6)}
-    assert set(merge({Node(1, 1): None, Node(0, 0): None, Node(0, 1): None})) == {Node(2, 0)}
-
-
-def test_merging_leaves_what_it_was_given_as_it_was():
-    nodes = {Node(0, i): fold(cohort(2, seed=i)) for i in range(4)}
-    before = {node: bits(one) for node, one in nodes.items()}
-    whole = merge(nodes)[Node(2, 0)]
-    assert whole.clients == ("c0", "c1") * 4
-    assert {node: bits(one) for node, one in nodes.items()} == before
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 5, 6), (6, 5, 3, 1, 2, 0)])
+def test_neighbours_are_added_as_often_as_it_goes_and_others_are_not(order):
+    sums = Sums()
+    for i in order:
+        sums.add(Node(0, i), fold(cohort(2, seed=i)))
+    assert set(sums.rows) == {Node(2, 0), Node(0, 5), Node(0, 6)}
+    first, second, third, fourth = (fold(cohort(2, seed=i)) for i in range(4))
+    assert bits(sums.rows[Node(2, 0)]) == bits(add(add(first, second), add(third, fourth)))
 
 
 def test_nodes_that_overlap_are_not_taken_for_a_total():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import support
+from hansa.aggregators.folds import Sums
+from hansa.aggregators.median import Median
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.errors import InputError
 from hansa.core.key import Key
@@ -13,6 +15,7 @@ from hansa.data.dataset import Dataset
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
 from hansa.runtimes.inprocess import InProcess
+from hansa.training.simulate import simulate
 from hansa.transforms.sparsify import TopK
 
 EIGHT = support.targets(**{f"c{i}": (i, -i, 2) for i in range(8)})
@@ -74,18 +77,30 @@ def test_clients_that_will_not_answer_leave_the_others_where_they_stand_in_the_c
     assert found.values.tobytes() == expected.values.tobytes()
 
 
-def test_reports_of_a_mean_are_sums_of_nodes_and_do_not_wait_for_the_last():
+def test_a_mean_gets_one_sum_and_whoever_wants_rows_gets_them_part_by_part():
     clients = support.targets(**{f"c{i}": (i, 1, 2) for i in range(40)})
-    federation = support.quadratic()
-    state, context, _ = support.world(federation, clients)
-    loaded = []
-    site = InProcess(block_size=10).open(federation, lambda c: loaded.append(c) or clients.load(c), Key.of(0))
-    site.start(make_plan(federation.task("train"), state, context, clients.ids, UPDATE), clients.ids)
-    reports = site.reports(UPDATE)
-    first = next(reports)
-    assert (first.payload.folded, first.payload.values.shape, first.clients) == (True, (1, 3), clients.ids[:10])
-    assert loaded == list(clients.ids[:10])
-    assert [len(r.clients) for r in reports] == [10, 10, 10]
+    for federation, sizes in ((support.quadratic(), [40]), (support.quadratic(aggregator=Median()), [10] * 4)):
+        state, context, _ = support.world(federation, clients)
+        loaded = []
+        site = InProcess(block_size=10).open(
+            federation, lambda c, to=loaded: to.append(c) or clients.load(c), Key.of(0)
+        )
+        site.start(make_plan(federation.task("train"), state, context, clients.ids, UPDATE), clients.ids)
+        reports = site.reports(UPDATE)
+        first = next(reports)
+        assert first.payload.folded == (sizes == [40])
+        assert loaded == list(clients.ids[: sizes[0]])
+        assert [len(r.clients) for r in (first, *reports)] == sizes
+
+
+def test_of_a_long_cohort_few_sums_are_held_at_a_time(monkeypatch):
+    held = []
+    add = Sums.add
+    monkeypatch.setattr(Sums, "add", lambda self, node, row: (add(self, node, row), held.append(len(self.rows))))
+    clients = support.targets(**{f"c{i}": (i, 1, 2) for i in range(100)})
+    simulate(support.quadratic(), clients, num_rounds=1, runtime=InProcess(block_size=1))
+    assert len(held) == 16  # leaves
+    assert max(held) == 4
 
 
 def test_one_client_knows_nothing_of_anothers_variant_and_blocks_hold_one_variant():

@@ -156,18 +156,28 @@ def add(left: Updates | None, right: Updates | None) -> Updates | None:
     return Updates(clients, left.values + right.values, weights, tail, {}, folded=True)
 
 
-def merge(nodes: dict[Node, Updates | None]) -> dict[Node, Updates | None]:
-    """Every pair of neighbours that are both there, added, as often as it goes."""
-    merged = dict(nodes)
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        pair = [Node(node.level, node.index & ~1), Node(node.level, node.index | 1)]
-        if all(one in merged for one in pair):
-            above = Node(node.level + 1, node.index >> 1)
-            merged[above] = add(merged.pop(pair[0]), merged.pop(pair[1]))
-            waiting.append(above)
-    return merged
+class Sums:
+    """Folded rows of nodes, neighbours added as soon as both are there: few rows are held at a time.
+
+    >>> sums = Sums()
+    >>> for i in (0, 2, 1):
+    ...     sums.add(Node(0, i), Updates((str(i),), np.array([[float(i)]]), np.ones(1), folded=True))
+    >>> {tuple(node): row.values.tolist() for node, row in sums.rows.items()}
+    {(0, 2): [[2.0]], (1, 0): [[1.0]]}
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[Node, Updates] = {}
+
+    def add(self, node: Node, row: Updates) -> None:
+        """File one node's row, which is added to in place."""
+        while (other := self.rows.pop(Node(node.level, node.index ^ 1), None)) is not None:
+            left, right = (other, row) if node.index & 1 else (row, other)
+            left.values.__iadd__(right.values)
+            tail = {name: column + right.tail[name] for name, column in left.tail.items()}
+            row = left._replace(clients=left.clients + right.clients, weights=left.weights + right.weights, tail=tail)
+            node = Node(node.level + 1, node.index >> 1)
+        self.rows[node] = row
 
 
 def total(tree: Tree, nodes: Mapping[Node, Updates]) -> Updates | None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hansa.aggregators.folds import Node
+from hansa.aggregators.folds import Node, Sums
 from hansa.core.protocols import Client, Memory, Plan, Updates
 from hansa.runtimes.worker import Done, Part, Worker
 from hansa.stopwatch import Stage, stage, watching
@@ -74,11 +74,11 @@ class Hand:
         self._worker, self._said = worker, said
         self._plan: Plan | None = None
         self._width = 1
-        self._sums: dict[Node, Updates] = {}
+        self._sums = Sums()
 
     def begin(self, plan: Plan, width: int) -> None:
         """Forget the plan before; do this one."""
-        self._plan, self._width, self._sums = plan, width, {}
+        self._plan, self._width, self._sums = plan, width, Sums()
 
     def do(self, job: Job) -> Outcome:
         """One part. Where rows are added, the outcome tells all but their sum."""
@@ -103,24 +103,14 @@ class Hand:
         if not isinstance(payload, Updates) or not payload.folded:
             return Outcome(job.number, done, choices, self._heard())
         with stage("folding"):
-            self._add(job.part.node, payload)
+            self._sums.add(job.part.node, payload)
         told = done._replace(reports=(done.reports[0]._replace(payload=None),))
         return Outcome(job.number, told, choices, self._heard(), is_summed=True)
 
     def sums(self) -> dict[Node, Updates]:
         """The sums of all that was done since the last call, neighbours in one."""
-        sums, self._sums = self._sums, {}
-        return sums
-
-    def _add(self, node: Node, row: Updates) -> None:
-        """File a sum with its neighbour, as often as there is one; in place: the rows are this worker's own."""
-        while (other := self._sums.pop(Node(node.level, node.index ^ 1), None)) is not None:
-            left, right = (other, row) if node.index & 1 else (row, other)
-            left.values.__iadd__(right.values)
-            tail = {name: column + right.tail[name] for name, column in left.tail.items()}
-            row = left._replace(clients=left.clients + right.clients, weights=left.weights + right.weights, tail=tail)
-            node = Node(node.level + 1, node.index >> 1)
-        self._sums[node] = row
+        sums, self._sums = self._sums, Sums()
+        return sums.rows
 
     def _heard(self) -> tuple[Said, ...]:
         """What was logged since the last call."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hansa.aggregators.folds import Positions
+from hansa.aggregators.folds import Positions, Sums, Tree, total
 from hansa.core.errors import InputError
 from hansa.core.key import Key
-from hansa.core.protocols import Client, Plan, Report, Slot
+from hansa.core.protocols import Client, Plan, Report, Slot, Updates
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair
 from hansa.runtimes.simulated import SimulatedRuntime
@@ -52,15 +52,25 @@ class InProcessRuntime(SimulatedRuntime):
         return f"InProcess(block_size={self.block_size})"
 
     def _reports(self, plan: Plan, cohort: Sequence[Client], clients: Sequence[Client]) -> Iterator[Report]:
-        """Part after part, each when it is asked for."""
+        """Part after part, each when it is asked for; sums come last, as one."""
         with stage("plan"):
             self.traffic.down(plan, clients)
-        places = Positions(cohort)
+        places, sums, refused = Positions(cohort), Sums(), dict[Client, str]()
         for part in parts_of(cohort, clients, self.block_size):
             scratch = self.scratch_of(plan.slot)
-            yield from self.take(
-                plan.slot, self.worker.run(plan, part, places, self.memory.rows, scratch, self.block_size)
-            )
+            done = self.worker.run(plan, part, places, self.memory.rows, scratch, self.block_size)
+            for report in self.take(plan.slot, done):
+                if isinstance(report.payload, Updates) and report.payload.folded:
+                    with stage("folding"):
+                        sums.add(part.node, report.payload)
+                    refused |= report.refused
+                else:
+                    yield report
+        if sums.rows:
+            with stage("folding"):
+                row = total(Tree(len(cohort)), sums.rows)
+            assert row is not None
+            yield Report(plan.slot, row.clients, row, refused)
 
     def rows(self, plan: Plan, block: Sequence[Client]) -> Sequence[Dataset]:
         """The clients' rows, prepared."""
