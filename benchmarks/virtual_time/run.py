@@ -173,7 +173,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             for i, one in enumerate(row["runs"][way]):
                 panel.plot(*zip(*one.curve, strict=True), color=colour, lw=1, label=None if i else way)
         panel.axhline(TARGET, color="#888", lw=0.6, ls="--")
-        panel.set_title(f"{row['at_work']} at work: {statistics.median(row['gains']):.1f} times faster", fontsize=9)
+        panel.set_title(f"{row['at_work']} at work: {statistics.median(row['gains']):.1f} × faster", fontsize=9)
         panel.set_xlabel("simulated hours")
         panel.set_ylim(0.6, TARGET + 0.02)
         panel.set_xlim(0)
