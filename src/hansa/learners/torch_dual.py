@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_NARROW = 4  # outputs: a product with so few is faster the other way round
 _DIRECT = 8192  # weights: so many clients' are written to their rows by the product itself, fewer by way of a stack
 
 
@@ -30,7 +31,7 @@ class Dual:
     def __init__(self, x: Tensor, width: int, repeats: bool, received: list[Tensor], rate: float) -> None:
         self._x, self._width, self._repeats, self._received, self._rate = x, width, repeats, received, rate
         self._scores = _scores(x, *received)
-        self._slopes = torch.zeros_like(self._scores)  # of who has finished they stay zero
+        self._slopes = self._scores  # once there are any: (num_clients, num_rows, num_outputs)
         self._start, self._num, self._products = 0, len(x), x[:, :0]
 
     @staticmethod
@@ -66,12 +67,15 @@ class Dual:
         """Take a step by ``rate``, of which the slope in the outputs is remembered."""
         assert rate is not None
         slope = slope if rate == self._rate else slope * (rate / self._rate)
-        if self._repeats:
+        if slope.shape == self._slopes.shape and not self._start:  # the first step, perhaps the only one, is all rows
+            self._slopes = slope
+        elif self._repeats:
             self._slopes[: self._num] += slope
-            self._start = self._width
         else:
+            if not self._start:
+                self._slopes = torch.zeros_like(self._scores)  # of who has finished they stay zero
             self._slopes[: self._num, self._start : self._start + self._width] = slope
-            self._start += self._width
+        self._start += self._width
         return slope
 
     def write(self, places: list[Tensor], change: bool) -> None:
@@ -102,6 +106,9 @@ def _scores(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.stride(0) == 0 or len(weight) == 1:
         across = weight[0].t()
         flat = x.reshape(-1, x.shape[-1])
+        if across.shape[1] <= _NARROW:
+            turned = weight[0] @ flat.t() if bias is None else torch.addmm(bias[0].unsqueeze(1), weight[0], flat.t())
+            return turned.view(-1, *x.shape[:2]).permute(1, 2, 0)
         found = flat @ across if bias is None else torch.addmm(bias[0], flat, across)
         return found.view(*x.shape[:2], -1)
     across = weight.transpose(1, 2)

@@ -178,7 +178,7 @@ class Loop:
             bytes_down=down - point.traffic[1],
             seconds=time.perf_counter() - started,
             clock_s=self._clock_s,
-            num_late=self._num_late - sum(row.num_late for row in point.history),
+            num_late=self._num_late - sum(row.num_late for row in point.history) if is_clocked(self.runtime) else 0,
             **spent(self.federation, number + 1),
         )
         with stage("on_round"):
