@@ -147,16 +147,22 @@ def ways(draw, count):
     return nodes, [draw(st.integers(0, workers - 1)) for _ in nodes], [i for i in range(count) if i not in missing]
 
 
-def summed(rows, nodes, workers, present):
-    """Each worker sums its nodes and merges what it can; then the server adds what came, the last worker's first."""
+def summed(rows, nodes, workers, present, unfolded=frozenset()):
+    """Each worker sums its nodes and merges what it can; then the server adds what came, the last worker's first.
+
+    Nodes of ``unfolded`` are given to the worker's sums as rows.
+    """
     tree, place = Tree(len(rows.clients)), {client: i for i, client in enumerate(rows.clients)}
     found = {}
     for worker in sorted(set(workers), reverse=True):
-        mine, num_leaves = Sums(), 0
+        mine, num_leaves = Sums(lambda node, own: fold_node(tree, node, own, place, Mean())), 0
         for node, who in zip(nodes, workers, strict=True):
             first, last = tree.span(node)
             own = rows.take([i for i in present if first <= i < last])
-            if who == worker and own.clients:
+            if who == worker and own.clients and node in unfolded:
+                mine.add(node, own)
+                num_leaves += 2**node.level
+            elif who == worker and own.clients:
                 one = fold_node(tree, node, own, place, Mean())
                 mine.add(node, one._replace(values=one.values.copy()))
                 num_leaves += 2**node.level
@@ -172,7 +178,8 @@ def test_however_a_cohort_is_cut_and_shared_out_the_total_has_the_same_bits(coun
     nodes, workers, present = data.draw(ways(count))
     rows = cohort(count, num_params)
     expected = summed(rows, [Node(Tree(count).depth, 0)], [0], present)
-    found = summed(rows, nodes, workers, present)
+    unfolded = data.draw(st.sets(st.sampled_from(nodes)))
+    found = summed(rows, nodes, workers, present, unfolded)
     assert bits(found) == bits(expected)
     assert found.clients == tuple(rows.clients[i] for i in present)
 
@@ -189,6 +196,7 @@ def test_narrow_and_wide_rows_give_the_same_bits_in_nodes_of_every_size(num_para
     nodes = tree.nodes(width)
     leaves = summed(rows, [Node(0, i) for i in range(16)], [0] * 16, present)
     assert bits(summed(rows, nodes, [0] * len(nodes), present)) == bits(leaves)
+    assert bits(summed(rows, nodes, [0] * len(nodes), present, set(nodes))) == bits(leaves)
 
 
 @given(num_params=st.integers(1, 80), count=st.integers(1, 40), data=st.data())
@@ -247,9 +255,19 @@ def test_a_node_without_rows_has_no_sum():
     assert add(None, None) is None
 
 
+def test_few_rows_wait_for_neighbours_that_do_not_come():
+    folded = []
+    sums = Sums(lambda node, rows: folded.append(node) or fold(rows))
+    for i in range(0, 40, 2):
+        sums.add(Node(0, i), cohort(1, seed=i))
+        assert i // 2 - len(folded) < 6
+    assert [node.index for node in folded[:3]] == [0, 2, 4]
+    assert len(sums.rows) == 20
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 5, 6), (6, 5, 3, 1, 2, 0)])
 def test_neighbours_are_added_as_often_as_it_goes_and_others_are_not(order):
-    sums = Sums()
+    sums = Sums(lambda node, rows: fold(rows))
     for i in order:
         sums.add(Node(0, i), fold(cohort(2, seed=i)))
     assert set(sums.rows) == {Node(2, 0), Node(0, 5), Node(0, 6)}

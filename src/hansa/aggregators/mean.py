@@ -94,7 +94,10 @@ class Mean:
         Scales are not in that sum: stale updates shorten the step, as in FedBuff. The tail's means are by scale.
         """
         over = self.denominator or sum(float(block.weights[0]) for block in blocks)
-        values = sum(block.values[0] * scale for block, scale in zip(blocks, scales, strict=True)) / over
+        values = blocks[0].values[0] * scales[0]
+        for block, scale in zip(blocks[1:], scales[1:], strict=True):
+            values += block.values[0] * scale
+        values /= over
         scaled = sum(float(block.weights[0]) * scale for block, scale in zip(blocks, scales, strict=True))
         tail = {
             name: sum(float(block.tail[name][0]) * scale for block, scale in zip(blocks, scales, strict=True))

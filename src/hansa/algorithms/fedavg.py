@@ -66,4 +66,10 @@ class FedAvg:
 
     def server_update(self, state: State, mean: Aggregate) -> State:
         """Add the mean update; the server's parameters stay float32."""
-        return {**state, "params": (state["params"] + mean.values).astype(np.float32)}
+        return {**state, "params": moved(state["params"], mean.values)}
+
+
+def moved(params: Array, step: Array) -> Array:
+    """``params + step`` in float64, rounded to float32, without a float64 vector in between."""
+    out = np.empty(np.shape(params), np.float32)
+    return np.add(params, step, out=out, dtype=np.float64, casting="same_kind")

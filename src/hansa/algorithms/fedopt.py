@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.algorithms.fedavg import FedAvg
+from hansa.algorithms.fedavg import FedAvg, moved
 from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, State
 from hansa.server_optimizers import (
@@ -56,7 +56,7 @@ class FedOpt(FedAvg):
         step, after = self.optimizer().step(moments, update)
         if mean.layout is not None and "buffer" in mean.layout.roles:
             step = np.where(mean.layout.mask("parameter"), step, update)
-        return {"params": (state["params"] + step).astype(np.float32), **after}
+        return {"params": moved(state["params"], step), **after}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.algorithms.fedavg import FedAvg
+from hansa.algorithms.fedavg import FedAvg, moved
 from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, Fit, Memory, State, Updates
 from hansa.local_training import SGD
@@ -63,6 +63,6 @@ class SCAFFOLD(FedAvg):
         step, change = np.split(np.asarray(mean.values), 2)
         share = len(mean.clients) / max(mean.num_population, len(mean.clients), 1)
         return {
-            "params": (state["params"] + self.server_learning_rate * step).astype(np.float32),
-            "control": (state["control"] + share * change).astype(np.float32),
+            "params": moved(state["params"], self.server_learning_rate * step),
+            "control": moved(state["control"], share * change),
         }

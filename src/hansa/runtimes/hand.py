@@ -74,11 +74,12 @@ class Hand:
         self._worker, self._said = worker, said
         self._plan: Plan | None = None
         self._width = 1
-        self._sums = Sums()
+        self._sums: Sums | None = None
+        self._places: dict[Client, int] = {}
 
     def begin(self, plan: Plan, width: int) -> None:
         """Forget the plan before; do this one."""
-        self._plan, self._width, self._sums = plan, width, Sums()
+        self._plan, self._width, self._sums, self._places = plan, width, None, {}
 
     def do(self, job: Job) -> Outcome:
         """One part. Where rows are added, the outcome tells all but their sum."""
@@ -100,8 +101,11 @@ class Hand:
             return Outcome(job.number, None, {}, self._heard())
         choices = dict(getattr(learner, "choices", {}))
         payload = done.reports[0].payload if len(done.reports) == 1 else None
-        if not isinstance(payload, Updates) or not payload.folded:
+        if not isinstance(payload, Updates) or not self._worker.adds_up(self._plan):
             return Outcome(job.number, done, choices, self._heard())
+        if self._sums is None:
+            self._sums = self._worker.sums(self._plan, job.part.num_cohort, self._places)
+        self._places.update(job.places)
         with stage("folding"):
             self._sums.add(job.part.node, payload)
         told = done._replace(reports=(done.reports[0]._replace(payload=None),))
@@ -109,8 +113,8 @@ class Hand:
 
     def sums(self) -> dict[Node, Updates]:
         """The sums of all that was done since the last call, neighbours in one."""
-        sums, self._sums = self._sums, Sums()
-        return sums.rows
+        sums, self._sums = self._sums, None
+        return {} if sums is None else sums.rows
 
     def _heard(self) -> tuple[Said, ...]:
         """What was logged since the last call."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hansa.aggregators.folds import Positions, Sums, Tree, total
+from hansa.aggregators.folds import Positions, Tree, total
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Client, Plan, Report, Slot, Updates
@@ -55,21 +55,21 @@ class InProcessRuntime(SimulatedRuntime):
         """Part after part, each when it is asked for; sums come last, as one."""
         with stage("plan"):
             self.traffic.down(plan, clients)
-        places, sums, refused = Positions(cohort), Sums(), dict[Client, str]()
+        places, refused, adds_up = Positions(cohort), dict[Client, str](), self.worker.adds_up(plan)
+        sums = self.worker.sums(plan, len(cohort), places)
         for part in parts_of(cohort, clients, self.block_size):
             scratch = self.scratch_of(plan.slot)
             done = self.worker.run(plan, part, places, self.memory.rows, scratch, self.block_size)
             for report in self.take(plan.slot, done):
-                if isinstance(report.payload, Updates) and report.payload.folded:
+                if adds_up and isinstance(report.payload, Updates):
                     with stage("folding"):
                         sums.add(part.node, report.payload)
                     refused |= report.refused
                 else:
                     yield report
-        if sums.rows:
-            with stage("folding"):
-                row = total(Tree(len(cohort)), sums.rows)
-            assert row is not None
+        with stage("folding"):
+            row = total(Tree(len(cohort)), sums.rows)
+        if row is not None:
             yield Report(plan.slot, row.clients, row, refused)
 
     def rows(self, plan: Plan, block: Sequence[Client]) -> Sequence[Dataset]:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hansa.core.protocols import Client, Plan, Report, Slot, Updates
 from hansa.federation import Federation, array_hash
 from hansa.wire import pack, pack_report, plan_parts
@@ -54,8 +56,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.bodies = Bodies()
-        self._held: dict[str, tuple[str, set[Client]]] = {}  # by name of a vector: the newest, and who has it
-        self._hashes: dict[int, tuple[Any, str, int]] = {}
+        self._held: dict[str, tuple[Any, set[Client]]] = {}  # the newest vector of a name (or its hash), who has it
         self._sizes: dict[Any, int] = {}  # of a vector's body, by its shape and type
         self._plan: tuple[Slot | None, int] = (None, 0)  # the last plan that is alike for everyone, and its size
 
@@ -70,26 +71,28 @@ class Traffic:
 
     def kept(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
-        held = {name: [mark, sorted(clients)] for name, (mark, clients) in self._held.items()}
+        held = {
+            name: [newest if isinstance(newest, str) else array_hash(newest), sorted(clients)]
+            for name, (newest, clients) in self._held.items()
+        }
         return {"bodies": self.as_json(), "held": held}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Go on from what ``kept`` gave."""
         self.bodies = _bodies(kept["bodies"])
-        self._held = {name: (mark, set(clients)) for name, (mark, clients) in kept["held"].items()}
+        self._held = {name: (newest, set(clients)) for name, (newest, clients) in kept["held"].items()}
 
     def down(self, plan: Plan, clients: Sequence[Client]) -> None:
         """Count a plan, and the vectors of it that its clients do not hold."""
         self.bodies.count("plan", "down", len(clients), self._plan_bytes(plan, clients))
         for name, vector in plan.broadcast.items():
-            mark, size = self._vector(vector)
-            if self._held.get(name, ("",))[0] != mark:
-                self._held[name] = (mark, set())
+            newest, who = self._held.get(name, (None, set[Client]()))
+            self._held[name] = (vector, who if _same(newest, vector) else set())
             held = self._held[name][1]
             before = len(held)
             held.update(clients)
             fresh = len(held) - before
-            self.bodies.count("model" if name == "params" else name, "down", fresh, size * fresh)
+            self.bodies.count("model" if name == "params" else name, "down", fresh, self._size(vector) * fresh)
 
     def _plan_bytes(self, plan: Plan, clients: Sequence[Client]) -> int:
         """Bodies of a plan: all alike unless variants or mail differ by client."""
@@ -100,17 +103,25 @@ class Traffic:
             self._plan = (plan.slot, len(pack({**plan_parts(plan, clients[0])[0], "broadcast": named})))
         return self._plan[1] * len(clients)
 
-    def _vector(self, vector: Any) -> tuple[str, int]:
-        """Hash and body size of a broadcast vector, once an array."""
-        known = self._hashes.get(id(vector))
-        if known is None or known[0] is not vector:
-            if len(self._hashes) > 64:
-                self._hashes.clear()
-            form = (vector.shape, str(vector.dtype))
-            if form not in self._sizes:
-                self._sizes[form] = len(pack(vector))
-            known = self._hashes[id(vector)] = (vector, array_hash(vector), self._sizes[form])
-        return known[1], known[2]
+    def _size(self, vector: Any) -> int:
+        """Body size of a broadcast vector."""
+        form = (vector.shape, str(vector.dtype))
+        if form not in self._sizes:
+            self._sizes[form] = len(pack(vector))
+        return self._sizes[form]
+
+
+def _same(newest: Any, vector: Any) -> bool:
+    """Whether what clients were sent last, which may be known by its hash alone, is this vector."""
+    if isinstance(newest, str):
+        return newest == array_hash(vector)
+    if newest is vector or newest is None:
+        return newest is vector
+    if newest.shape != vector.shape or newest.dtype != vector.dtype:
+        return False
+    before, now = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (newest, vector))
+    few = slice(0, 4096)  # where two vectors differ, they nearly always do so here
+    return np.array_equal(before[few], now[few]) and np.array_equal(before, now)
 
 
 class ReportSizes:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hansa.aggregators.folds import Node, Tree, fold_node, stacked
+from hansa.aggregators.folds import FEW_ROWS, Node, Sums, Tree, beside, fold_node, stacked, waits
 from hansa.core.errors import HansaError, InputError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Memory, Plan, Remembered, Report, Updates
@@ -39,7 +40,10 @@ class Part(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What came of a part: reports (one folded row where the aggregator allows it), and what to keep."""
+    """What came of a part: reports, and what to keep.
+
+    Where the aggregator adds rows (``Worker.adds_up``), the report is one: a folded row, or rows for ``Sums`` to fold.
+    """
 
     reports: tuple[Report, ...]
     remembered: tuple[Remembered, ...]
@@ -77,9 +81,9 @@ class Worker:
         """
         reports, remembered, kept, bodies = list[Report](), list[Remembered](), dict[Client, Any](), Bodies()
         where = (plan.slot.task, plan.slot.round, plan.slot.attempt)
-        aggregator = self.federation.parts(plan.slot).aggregator
-        folds = aggregator.linear and hasattr(aggregator, "fold")
-        looks = not folds or bool(plan.settings)  # a transform may hide what is not finite
+        folds = self.adds_up(plan)
+        few = len(part.clients) <= FEW_ROWS and not plan.variants
+        looks = few or not folds or bool(plan.settings)  # a transform may hide what is not finite
         with stage("client"):
             for block in blocks_of(plan, part.clients, width):
                 mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}
@@ -88,23 +92,25 @@ class Worker:
                 reports.append(report)
                 remembered.append(new)
                 kept.update(more)
+        row: Updates | None = None
         if folds:
             with stage("folding"):
-                folded = self._fold(plan, part, places, reports, aggregator)
-                if folded is not None and not np.isfinite(folded.values).all():  # then somebody's row is not
+                row = _waiting(reports) if few else None
+                row = row or self._fold(plan, part, places, reports)
+                if row is not None and row.folded and not np.isfinite(row.values).all():  # then somebody's row is not
                     parts = self.federation.parts(plan.slot)
                     pairs = [
                         refuse(parts, *pair) if pair[0].clients else pair
                         for pair in zip(reports, remembered, strict=True)
                     ]
                     reports, remembered = [report for report, _ in pairs], [new for _, new in pairs]
-                    folded = self._fold(plan, part, places, reports, aggregator)
+                    row = self._fold(plan, part, places, reports)
         with stage("plan"):
             for report in reports:
                 bodies.add(self._sizes.bodies(plan, report))
         if folds:
             refused = {client: reason for report in reports for client, reason in report.refused.items()}
-            reports = [Report(plan.slot, () if folded is None else folded.clients, folded or {}, refused)]
+            reports = [Report(plan.slot, () if row is None else row.clients, row or {}, refused)]
         return Done(tuple(reports), tuple(new for new in remembered if new.clients), kept, bodies)
 
     def _exchange(
@@ -192,9 +198,23 @@ class Worker:
                 self._pairs[client] = known
         return known
 
-    def _fold(
-        self, plan: Plan, part: Part, places: Mapping[Client, int], reports: Sequence[Report], aggregator: Any
-    ) -> Updates | None:
+    def adds_up(self, plan: Plan) -> bool:
+        """Whether all that the plan's aggregator needs of rows is their weighted sum."""
+        aggregator = self.federation.parts(plan.slot).aggregator
+        return bool(aggregator.linear and hasattr(aggregator, "fold"))
+
+    def sums(self, plan: Plan, num_cohort: int, places: Mapping[Client, int]) -> Sums:
+        """Where the sums of the plan's parts are put together."""
+        tree, aggregator = Tree(num_cohort), self.federation.parts(plan.slot).aggregator
+
+        def fold_rows(node: Node, rows: Updates) -> Updates:
+            folded = fold_node(tree, node, rows, places, aggregator)
+            assert folded is not None
+            return folded
+
+        return Sums(fold_rows)
+
+    def _fold(self, plan: Plan, part: Part, places: Mapping[Client, int], reports: Sequence[Report]) -> Updates | None:
         """All rows of a part as one; None where there are none."""
         present = [report for report in reports if report.clients]
         if not present:
@@ -202,7 +222,13 @@ class Worker:
         rows: Updates = present[0].payload
         if len(reports) > 1:
             rows = stacked(sorted((c for report in present for c in report.clients), key=places.__getitem__), present)
-        return fold_node(Tree(part.num_cohort), part.node, rows, places, aggregator)
+        return fold_node(Tree(part.num_cohort), part.node, rows, places, self.federation.parts(plan.slot).aggregator)
+
+
+def _waiting(reports: Sequence[Report]) -> Updates | None:
+    """A few rows side by side, where it is better that they wait to be folded; None where it is not."""
+    present = [report.payload for report in reports if report.clients]
+    return reduce(beside, present) if present and all(map(waits, present)) else None
 
 
 def parts_of(cohort: Sequence[Client], clients: Sequence[Client], width: int) -> list[Part]:
