@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import support
-from hansa.aggregators.folds import Node, Sums, Tree, add, fold, fold_node, gather, stacked, total, weighted_sums
+from hansa.aggregators.blocks import gather, stacked
+from hansa.aggregators.folds import Node, Tree, add, fold, fold_node, total, weighted_sums
 from hansa.aggregators.mean import Mean
+from hansa.aggregators.sums import Sums
 from hansa.core.protocols import Report, Updates
 
 SIZES = st.integers(1, 300)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import support
-from hansa.aggregators.folds import gather
+from hansa.aggregators.blocks import gather
 from hansa.aggregators.krum import Krum, squared_distances
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.trimmed_mean import TrimmedMean

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import support
-from hansa.aggregators.folds import Sums
 from hansa.aggregators.median import Median
+from hansa.aggregators.sums import Sums
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.errors import InputError
 from hansa.core.key import Key

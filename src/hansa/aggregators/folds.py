@@ -10,20 +10,18 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, count, pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hansa.core.protocols import Array, Client, Report, Updates
+from hansa.aggregators.blocks import Apart, to_numpy
+from hansa.core.protocols import Array, Client, Updates
 
 _FEWEST_LEAVES = 16
 _LEAF_ROWS = 8  # whoever sums a leaf holds all of its rows
 _COLUMNS = 8192  # values of a row that stay in cache together with their sum
-_FEW = 1 << 18  # values that are summed for all leaves in one call: one for each leaf would cost more than the sums
-_LONGEST = 1 << 24  # values of rows that may wait
-FEW_ROWS = 2
-_TOGETHER = 4  # rows that wait for their neighbours, to be summed while in cache: each sum of two rows costs as much
+FEW = 1 << 18  # values that are summed for all leaves in one call: one for each leaf would cost more than the sums
 
 
 class Node(NamedTuple):
@@ -159,113 +157,6 @@ def add(left: Updates | None, right: Updates | None) -> Updates | None:
     return Updates(clients, left.values + right.values, weights, tail, {}, folded=True)
 
 
-class Apart:
-    """Rows of a block that lie in several arrays. Whoever asks for more than ``runs`` is given them as one.
-
-    >>> rows = Apart([np.ones((1, 2)), np.zeros((2, 2))])
-    >>> rows.shape, [run.tolist() for run in rows.runs([0, 1, 3])], rows.tolist()
-    ((3, 2), [[[1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]], [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    """
-
-    def __init__(self, pieces: Sequence[np.ndarray]) -> None:
-        self.pieces = list(pieces)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(num_rows, num_params)."""
-        return sum(map(len, self.pieces)), self.pieces[0].shape[1]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def runs(self, cuts: Sequence[int]) -> list[np.ndarray]:
-        """The rows from each cut to the next; only those that lie in several pieces are copied."""
-        ends = list(accumulate(map(len, self.pieces)))
-        found = []
-        for start, stop in pairwise(cuts):
-            piece = bisect.bisect_right(ends, start)
-            first = ends[piece] - len(self.pieces[piece])
-            is_whole = stop <= ends[piece]
-            found.append(self.pieces[piece][start - first : stop - first] if is_whole else self._whole[start:stop])
-        return found
-
-    @cached_property
-    def _whole(self) -> np.ndarray:
-        return np.concatenate(self.pieces)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._whole, dtype=dtype, copy=copy)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._whole[index]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-
-def waits(payload: Any) -> bool:
-    """Whether rows are so few and so long that ``Sums`` had better be given them before they are folded."""
-    values = payload.values if isinstance(payload, Updates) and not payload.folded else None
-    return isinstance(values, np.ndarray) and 0 < len(values) <= FEW_ROWS and _FEW < values.shape[1] <= _LONGEST
-
-
-class Sums:
-    """Folded rows of nodes, neighbours added as soon as both are there: few rows are held at a time.
-
-    Rows that are not folded yet wait until some neighbours can be summed at once, by ``fold_rows(node, rows)``.
-
-    >>> sums = Sums(lambda node, rows: fold(rows))
-    >>> for i in (0, 2, 1):
-    ...     sums.add(Node(0, i), Updates((str(i),), np.array([[float(i)]]), np.ones(1), folded=True))
-    >>> {tuple(node): row.values.tolist() for node, row in sums.rows.items()}
-    {(0, 2): [[2.0]], (1, 0): [[1.0]]}
-    """
-
-    def __init__(self, fold_rows: Callable[[Node, Updates], Updates]) -> None:
-        self._fold, self._sums = fold_rows, dict[Node, Updates]()
-        self._waiting: dict[Node, Updates] = {}
-
-    @property
-    def rows(self) -> dict[Node, Updates]:
-        """One folded row a node, of nodes that are no neighbours."""
-        for node in list(self._waiting):
-            self._add(node, self._fold(node, self._waiting.pop(node)))
-        return self._sums
-
-    def add(self, node: Node, rows: Updates) -> None:
-        """File what a node holds: its sum, which is added to in place, or rows that wait."""
-        if rows.folded:
-            self._add(node, rows)
-            return
-        while (other := self._waiting.pop(Node(node.level, node.index ^ 1), None)) is not None:
-            rows = beside(other, rows) if node.index & 1 else beside(rows, other)
-            node = Node(node.level + 1, node.index >> 1)
-        if len(rows.clients) >= _TOGETHER:
-            self._add(node, self._fold(node, rows))
-            return
-        self._waiting[node] = rows
-        if len(self._waiting) > _TOGETHER:  # neighbours that do not come: somebody else has them
-            first = next(iter(self._waiting))
-            self._add(first, self._fold(first, self._waiting.pop(first)))
-
-    def _add(self, node: Node, row: Updates) -> None:
-        while (other := self._sums.pop(Node(node.level, node.index ^ 1), None)) is not None:
-            left, right = (other, row) if node.index & 1 else (row, other)
-            left.values.__iadd__(right.values)
-            tail = {name: column + right.tail[name] for name, column in left.tail.items()}
-            row = left._replace(clients=left.clients + right.clients, weights=left.weights + right.weights, tail=tail)
-            node = Node(node.level + 1, node.index >> 1)
-        self._sums[node] = row
-
-
-def beside(left: Updates, right: Updates) -> Updates:
-    """Two blocks as one, whose rows stay where they are."""
-    pieces = [piece for rows in (left.values, right.values) for piece in getattr(rows, "pieces", [rows])]
-    tail = {name: np.concatenate([column, right.tail[name]]) for name, column in left.tail.items()}
-    weights = np.concatenate([left.weights, right.weights])
-    return Updates(left.clients + right.clients, Apart(pieces), weights, tail)
-
-
 def total(tree: Tree, nodes: Mapping[Node, Updates]) -> Updates | None:
     """The sum of nodes that do not overlap, as the tree adds them; None for no nodes."""
     sums: dict[Node, Updates | None] = dict(nodes)
@@ -310,7 +201,7 @@ def _tree_sum(values: Array, weights: np.ndarray, cuts: Sequence[int], places: S
 
     Some columns at a time, so that the leaves stay in cache until they are added.
     """
-    is_long = len(values) * values.shape[1] > _FEW and values.shape[1] > 1
+    is_long = len(values) * values.shape[1] > FEW and values.shape[1] > 1
     if isinstance(values, Apart):
         if is_long:
             return _long_tree_sum(values.runs(cuts), weights, cuts, places)
@@ -346,7 +237,7 @@ def weighted_sums(values: Array, weights: np.ndarray, cuts: Sequence[int]) -> np
     """
     if isinstance(values, np.ndarray) and values.shape[1] == 1:  # einsum would add one column in another order
         return _sums((values[:, 0].astype(np.float64) * weights)[None], cuts).T
-    if isinstance(values, np.ndarray) and values.size <= _FEW and len(cuts) > 2:
+    if isinstance(values, np.ndarray) and values.size <= FEW and len(cuts) > 2:
         return _narrow_sums(values, weights, np.asarray(cuts))
     sums = np.empty((len(cuts) - 1, values.shape[1]))
     for total, (start, stop) in zip(sums, pairwise(cuts), strict=True):
@@ -416,54 +307,3 @@ def _weighted_sum_any(values: Array, weights: np.ndarray) -> Array:
     for row, weight in zip(values, weights, strict=True):
         total = total + xp.astype(row, xp.float64) * float(weight)
     return to_numpy(total)
-
-
-def to_numpy(values: Array) -> np.ndarray:
-    """An array of any namespace and device as a NumPy array."""
-    if isinstance(values, np.ndarray):
-        return values
-    import array_api_compat
-
-    return np.asarray(array_api_compat.to_device(values, "cpu"))
-
-
-def rows_of(reports: Sequence[Report]) -> Mapping[Client, tuple[Updates, int]]:
-    """Where each client's row lies; a folded row is filed under each of its clients."""
-    return {
-        client: (report.payload, 0 if report.payload.folded else i)
-        for report in reports
-        for i, client in enumerate(report.clients)
-    }
-
-
-def stacked(cohort: Sequence[Client], reports: Sequence[Report]) -> Updates:
-    """Every reported row as one block, in the order of the cohort."""
-    where = rows_of(reports)
-    present = [client for client in cohort if client in where]
-    return gather([where[client] for client in present], present)
-
-
-def gather(rows: Sequence[tuple[Updates, int]], clients: Sequence[Client]) -> Updates:
-    """One block of single rows that lie in several; rows that already lie together are not copied."""
-    if not rows:
-        return Updates((), np.zeros((0, 0)), np.zeros(0))
-    first = rows[0][0]
-    if all(block is first for block, _ in rows):
-        index = [i for _, i in rows]
-        if index == list(range(index[0], index[0] + len(index))):
-            part = slice(index[0], index[0] + len(index))
-            tail = {name: column[part] for name, column in first.tail.items()}
-            return Updates(tuple(clients), first.values[part], first.weights[part], tail)
-    stack = _stack([block.values[i] for block, i in rows])
-    weights = np.array([block.weights[i] for block, i in rows], dtype=np.float64)
-    tail = {name: np.array([block.tail[name][i] for block, i in rows]) for name in first.tail}
-    return Updates(tuple(clients), stack, weights, tail)
-
-
-def _stack(rows: Sequence[Array]) -> Array:
-    """Rows as one block, in the namespace they come in."""
-    if isinstance(rows[0], np.ndarray):
-        return np.stack(rows)
-    import array_api_compat
-
-    return array_api_compat.array_namespace(rows[0]).stack(list(rows))

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hansa.aggregators.folds import Positions, Tree, fold, leaves, stacked, total
+from hansa.aggregators.blocks import stacked
+from hansa.aggregators.folds import Positions, Tree, fold, leaves, total
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
 from hansa.core.key import Key

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hansa.aggregators.folds import stacked, to_numpy
+from hansa.aggregators.blocks import stacked, to_numpy
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import RunError
 from hansa.core.key import Key

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hansa.aggregators.folds import Node, Sums
+from hansa.aggregators.folds import Node
+from hansa.aggregators.sums import Sums
 from hansa.core.protocols import Client, Memory, Plan, Updates
 from hansa.runtimes.worker import Done, Part, Worker
 from hansa.stopwatch import Stage, stage, watching

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hansa.aggregators.folds import FEW_ROWS, Node, Sums, Tree, beside, fold_node, stacked, waits
+from hansa.aggregators.blocks import beside, stacked
+from hansa.aggregators.folds import Node, Tree, fold_node
+from hansa.aggregators.sums import FEW_ROWS, Sums, waits
 from hansa.core.errors import HansaError, InputError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Memory, Plan, Remembered, Report, Updates
