@@ -11,27 +11,25 @@ import logging
 import multiprocessing
 import os
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from hansa.aggregators.folds import Node, Tree, total
+from hansa.aggregators.folds import Node
 from hansa.core.errors import RunError
-from hansa.core.protocols import Client, Memory, Plan, Report, Updates
-from hansa.runtimes.blame import first_line, names
+from hansa.core.protocols import Client, Plan, Report
+from hansa.runtimes.blame import first_line
 from hansa.runtimes.channel import SAFE_BYTES, Channel, Region, room, wrap
 from hansa.runtimes.crew_member import SUMS, Begin, Order, serve
 from hansa.runtimes.failure import Failed
-from hansa.runtimes.hand import Job, Outcome, repeat
-from hansa.runtimes.shares import Shares
+from hansa.runtimes.hand import Outcome
+from hansa.runtimes.handing_out import HandingOut
 from hansa.runtimes.simulated import SimulatedRuntime
-from hansa.runtimes.worker import Done, Part, Worker, blocks_of, parts_of
-from hansa.stopwatch import add_worker, is_watched, stage
+from hansa.runtimes.worker import Part, Worker, parts_of
 
 _LOG = logging.getLogger("hansa")
-_TRIES = 3  # of a part whose worker dies
 _PATIENCE_S = 5.0  # for a worker that was told to end
 
 
@@ -116,6 +114,7 @@ class Member:
         self.running: deque[int] = deque()  # parts that it was sent
         self.unsummed: set[int] = set()  # parts whose sums it holds
         self.is_summing = False
+        self.idly = "adding up"
         self.plan: object = None  # the round that it was told of
         fork = multiprocessing.get_context("fork")
         ours, theirs = fork.Pipe()
@@ -161,8 +160,10 @@ class Member:
         return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
 
 
-class _Round:
-    """One plan's parts, from the first to the last sum."""
+class _Round(HandingOut[Member]):
+    """One plan's parts among processes."""
+
+    worker, advice = "a worker process", "give Processes fewer num_workers or a smaller block_size"
 
     def __init__(
         self,
@@ -170,20 +171,12 @@ class _Round:
         home: SimulatedRuntime,
         plan: Plan,
         parts: Sequence[Part],
-        places: dict[Client, int],
+        places: Mapping[Client, int],
         width: int,
     ) -> None:
-        self._crew, self._home, self._plan, self._parts, self._width = crew, home, plan, parts, width
-        self._places = places
-        self._num = min(crew.num_workers, len(parts))
-        self._shares = Shares([len(part.clients) for part in parts], self._num)
-        self._done: dict[int, Done] = {}
-        self._sums: dict[Node, Updates] = {}
+        super().__init__(home, plan, parts, places, width, crew.num_workers, crew.heard)
+        self._crew = crew
         self._borrowed: dict[int, list[Node]] = {}  # sums that lie in a worker's lane, by worker
-        self._deaths: Counter[int | None] = Counter()  # by the part that a lost worker was doing
-        self._choices: dict[str, str] = dict(getattr(home.federation.learner, "choices", {}))
-        self._deciding: tuple[Member, int] | None = None  # who tries which way is faster, with which part
-        self._undecided: list[tuple[Member, int]] = []
         try:
             self._letter = wrap(plan, crew.board)
         except Exception as error:  # there are many reasons why a value cannot be pickled
@@ -192,34 +185,21 @@ class _Round:
                 f"{first_line(error)}; use runtime=hansa.InProcess()"
             ) from error
 
-    def reports(self) -> Iterator[Report]:
-        """All reports; a worker that is busy when this is given up is ended."""
-        try:
-            for index in range(self._num):
-                self._feed(index)
-            self._home.traffic.down(self._plan, [client for part in self._parts for client in part.clients])
-            while not self._is_over():
-                with stage("waiting"):
-                    self._listen()
-                for index in range(self._num):
-                    self._feed(index)
-        except BaseException:
-            self._crew.kill()
-            raise
-        learner = self._home.federation.learner
-        if self._choices and hasattr(learner, "choose"):
-            learner.choose(self._choices)
-        yield from self._told()
-
     def _is_over(self) -> bool:
-        """Whether every part is done, and every sum here."""
         held = any(member.busy or member.unsummed for member in self._crew.members)
         return not held and len(self._done) == len(self._parts)
 
-    def _feed(self, index: int) -> None:
+    def _give_up(self) -> None:
+        self._crew.kill()
+
+    def _feed(self) -> None:
+        for index in range(self._num):
+            self._feed_one(index)
+
+    def _feed_one(self, index: int) -> None:
         """Give a worker what it can do now: parts, or the word to send its sums."""
         member = self._crew.at(index)
-        while self._takes_more(member):
+        while member is None or self._takes_more(member):
             number = self._shares.take(index)
             if number is None:
                 break
@@ -231,18 +211,9 @@ class _Round:
             try:
                 member.channel.send(SUMS)
             except OSError:
-                self._lost(member)
-
-    def _takes_more(self, member: Member | None) -> bool:
-        """Whether a worker may get a part: also a second one, unless others may soon have nothing to do."""
-        if member is None:
-            return True
-        if member.is_summing or any(member is other for other, _ in self._undecided):
-            return False
-        return not member.running or (len(member.running) == 1 and self._shares.left >= 2 * self._num)
+                self._gone(member)
 
     def _send(self, member: Member, number: int, may_choose: bool = False) -> bool:
-        """Send a part; False where it has to wait, or the worker is gone."""
         for node in self._borrowed.pop(member.index, ()):
             self._sums[node] = self._sums[node]._replace(values=self._sums[node].values.copy())
         begin = None if member.plan is self._letter else Begin(self._letter, self._width)
@@ -255,32 +226,11 @@ class _Round:
         try:
             member.channel.post(message)
         except OSError:
-            self._lost(member)
+            self._gone(member)
             return False
         return True
 
-    def _job(self, number: int, may_choose: bool) -> Job:
-        part, memory, scratch = self._parts[number], self._home.memory, self._home.scratch_of(self._plan.slot)
-        blocks = list(blocks_of(self._plan, part.clients, self._width))
-        return Job(
-            number,
-            part,
-            {client: self._places[client] for client in part.clients},
-            {block: memory.rows(block) if self._reads_memory else Memory([{}] * len(block)) for block in blocks},
-            {client: scratch[client] for client in part.clients if client in scratch},
-            self._choices,
-            may_choose,
-            is_watched(),
-        )
-
-    @property
-    def _reads_memory(self) -> bool:
-        """Whether clients look at what they remember: to learn, or to score a model of their own."""
-        slot = self._plan.slot
-        return self._plan.learn and (slot.task == "train" or hasattr(self._home.federation.algorithm, "model"))
-
     def _listen(self) -> None:
-        """Wait until a worker answers or dies, and hear all that have."""
         busy = {member.channel.pipe: member for member in self._crew.members if member.busy}
         for pipe in wait(list(busy)) if busy else ():
             member = busy[pipe]  # type: ignore[index]  # wait() gives what it was given
@@ -290,7 +240,7 @@ class _Round:
                 # Sums stay where they are: nobody overwrites them before this worker gets another part.
                 message = member.channel.receive(owned=not member.is_summing)
             except (EOFError, OSError):
-                self._lost(member)
+                self._gone(member)
                 continue
             self._hear(member, message)
 
@@ -300,76 +250,12 @@ class _Round:
             raise message.error()
         if not isinstance(message, Outcome):
             member.is_summing = False
-            member.unsummed.clear()
-            self._sums.update(message)
+            self._hear_sums(member, message)
             self._borrowed.setdefault(member.index, []).extend(message)
             return
-        repeat(message.said, self._crew.heard)
-        add_worker(member.index, message.seconds)
         member.running.remove(message.number)
-        if message.done is None:
-            self._wants_to_choose(member, message.number)
-            return
-        self._choices = {**message.choices, **self._choices}
-        self._done[message.number] = message.done
-        if message.is_summed:
-            member.unsummed.add(message.number)
-        if self._deciding == (member, message.number):
-            self._decided()
+        self._hear_outcome(member, message)
 
-    def _wants_to_choose(self, member: Member, number: int) -> None:
-        """Let one worker at a time try which way a learner is faster; the others wait for what it finds."""
-        if self._deciding is not None:
-            self._undecided.append((member, number))
-        elif self._send(member, number, may_choose=True):
-            self._deciding = (member, number)
-
-    def _decided(self) -> None:
-        """Nobody is trying any more: who waited goes on."""
-        self._deciding, again, self._undecided = None, self._undecided, []
-        for member, number in again:
-            self._shares.give_back(member.index, [number])
-
-    def _lost(self, member: Member) -> None:
-        """A worker is gone: what it was doing, and what it had summed, is to be done again."""
-        number = self._plan.slot.round
-        blamed = member.running[0] if member.running else None
-        again = sorted({*member.running, *member.unsummed})
-        how = self._crew.lose(member.index, kill=True)
-        self._shares.give_back(member.index, again)
-        if self._deciding is not None and self._deciding[0] is member:
-            self._decided()
-        for part in again:
-            self._done.pop(part, None)
-        count = sum(len(self._parts[part].clients) for part in again)
-        _LOG.warning(
-            "round %d: a worker process was lost (%s); the work of %d clients is done again", number, how, count
-        )
-        self._deaths[blamed] += 1
-        if self._deaths[blamed] >= _TRIES:
-            who = "adding up" if blamed is None else names(self._parts[blamed].clients)
-            raise RunError(
-                f"round {number}: {who}: expected a worker process to do this part, found that {_TRIES} of them were "
-                f"lost ({how}), as happens where memory runs out; give Processes fewer num_workers or a smaller "
-                "block_size"
-            )
-
-    def _told(self) -> Iterator[Report]:
-        """The reports in the order of the cohort, sums as one."""
-        slot = self._plan.slot
-        clients, refused = list[Client](), dict[Client, str]()
-        is_summed = False
-        for number in range(len(self._parts)):
-            for report in self._home.take(slot, self._done.pop(number)):
-                if report.payload is None:
-                    is_summed = True
-                    clients += report.clients
-                    refused |= report.refused
-                else:
-                    yield report
-        if is_summed:
-            with stage("folding"):
-                row = total(Tree(self._parts[0].num_cohort), self._sums)
-                if row is not None and len(self._sums) == 1:
-                    row = row._replace(values=row.values.copy())
-            yield Report(slot, tuple(clients), row, refused)
+    def _gone(self, member: Member) -> None:
+        """A worker has died."""
+        self._lost(member, self._crew.lose(member.index, kill=True))

@@ -10,25 +10,21 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hansa.aggregators.folds import Node, Tree, total
 from hansa.core.errors import RunError
-from hansa.core.protocols import Client, Memory, Plan, Report, Updates
-from hansa.runtimes.blame import first_line, names
+from hansa.core.protocols import Client, Plan, Report
+from hansa.runtimes.blame import first_line
 from hansa.runtimes.failure import Failed
-from hansa.runtimes.hand import Job, Outcome, repeat
+from hansa.runtimes.handing_out import HandingOut
 from hansa.runtimes.ray_actor import RayWorker, Setup
 from hansa.runtimes.ray_cluster import own_modules_travel, put
-from hansa.runtimes.shares import Shares
 from hansa.runtimes.simulated import SimulatedRuntime
-from hansa.runtimes.worker import Done, Part, Worker, blocks_of, parts_of
-from hansa.stopwatch import add_worker, is_watched, stage
+from hansa.runtimes.worker import Part, Worker, parts_of
 
 _LOG = logging.getLogger("hansa")
-_TRIES = 3  # of a part whose worker is lost
 _PATIENCE_S = 20.0  # for a first worker to start, before the log says what is waited for
 
 
@@ -117,9 +113,16 @@ class Member:
         """Whether its sums are due."""
         return any(call.method == "sums" for call in self.calls)
 
+    @property
+    def idly(self) -> str:
+        """What it is doing when it has no part."""
+        return "adding up" if self.has_started else "starting"
 
-class _Round:
-    """One plan's parts, from the first to the last sum."""
+
+class _Round(HandingOut[Member]):
+    """One plan's parts among actors."""
+
+    worker, advice = "a worker", "give Ray fewer num_workers or a smaller block_size"
 
     def __init__(
         self,
@@ -130,88 +133,38 @@ class _Round:
         places: Mapping[Client, int],
         width: int,
     ) -> None:
-        self._crew, self._home, self._plan, self._parts, self._width = crew, home, plan, parts, width
-        self._places = places
-        self._num = min(crew.num_workers, len(parts))
-        self._shares = Shares([len(part.clients) for part in parts], self._num)
-        self._done: dict[int, Done] = {}
-        self._sums: dict[Node, Updates] = {}
-        self._deaths: Counter[int] = Counter()  # by the part that a lost worker was doing; below 0: by worker
-        self._choices: dict[str, str] = dict(getattr(home.federation.learner, "choices", {}))
-        self._deciding: tuple[Member, int] | None = None  # who tries which way is faster, with which part
-        self._undecided: list[tuple[Member, int]] = []
+        super().__init__(home, plan, parts, places, width, crew.num_workers, crew.heard)
+        self._crew = crew
         self._letter = [put(crew.ray, plan, "a plan")]
         self._has_waited = False
 
-    def reports(self) -> Iterator[Report]:
-        """All reports; workers are ended when this is given up."""
-        try:
-            self._feed()
-            self._home.traffic.down(self._plan, [client for part in self._parts for client in part.clients])
-            while not self._is_over():
-                with stage("waiting"):
-                    self._listen()
-                self._feed()
-        except BaseException:
-            self._crew.close()
-            raise
-        learner = self._home.federation.learner
-        if self._choices and hasattr(learner, "choose"):
-            learner.choose(self._choices)
-        yield from self._told()
-
     def _is_over(self) -> bool:
-        """Whether every part is done, and every sum here. Who has not started yet is not waited for."""
+        """Who has not started yet is not waited for."""
         return len(self._done) == len(self._parts) and not any(member.unsummed for member in self._crew.members)
 
+    def _give_up(self) -> None:
+        self._crew.close()
+
     def _feed(self) -> None:
-        """Give every worker what it can do now: parts, or the word to send its sums."""
         for index in range(self._num):
             member = self._crew.at(index)
             if member is None:
                 if self._shares.left:
                     self._crew.hire(index)
                 continue
-            while self._takes_more(member) and (number := self._shares.take(index)) is not None:
+            while member.has_started and self._takes_more(member) and (number := self._shares.take(index)) is not None:
                 self._send(member, number)
             if member.unsummed and not member.calls:
                 member.call("sums")
 
-    def _takes_more(self, member: Member) -> bool:
-        """Whether a worker may get a part: also a second one, unless others may soon have nothing to do."""
-        if not member.has_started or member.is_summing or any(member is other for other, _ in self._undecided):
-            return False
-        running = len(member.running)
-        return not running or (running == 1 and self._shares.left >= 2 * self._num)
-
-    def _send(self, member: Member, number: int, may_choose: bool = False) -> None:
+    def _send(self, member: Member, number: int, may_choose: bool = False) -> bool:
         begin = None if member.plan is self._letter else (self._letter, self._width)
         member.plan = self._letter
         is_last = self._shares.left < self._num  # likely; if not, more sums travel
         member.call("do", self._job(number, may_choose), begin, is_last, number=number)
-
-    def _job(self, number: int, may_choose: bool) -> Job:
-        part, memory, scratch = self._parts[number], self._home.memory, self._home.scratch_of(self._plan.slot)
-        blocks = list(blocks_of(self._plan, part.clients, self._width))
-        return Job(
-            number,
-            part,
-            {client: self._places[client] for client in part.clients},
-            {block: memory.rows(block) if self._reads_memory else Memory([{}] * len(block)) for block in blocks},
-            {client: scratch[client] for client in part.clients if client in scratch},
-            self._choices,
-            may_choose,
-            is_watched(),
-        )
-
-    @property
-    def _reads_memory(self) -> bool:
-        """Whether clients look at what they remember: to learn, or to score a model of their own."""
-        slot = self._plan.slot
-        return self._plan.learn and (slot.task == "train" or hasattr(self._home.federation.algorithm, "model"))
+        return True
 
     def _listen(self) -> None:
-        """Wait until a worker answers or is lost."""
         ray = self._crew.ray
         due = {member.calls[0].answer: member for member in self._crew.members if member.calls}
         is_waiting = not any(member.has_started for member in self._crew.members)
@@ -229,7 +182,8 @@ class _Round:
                     f"{first_line(error.cause or error)}; use runtime=hansa.InProcess()"
                 ) from error
             except ray.exceptions.RayError as error:
-                self._lost(member, error)
+                self._crew.lose(member.index)
+                self._lost(member, _how(error))
                 continue
             self._hear(member, member.calls.popleft(), answer)
 
@@ -244,80 +198,7 @@ class _Round:
             self._hear_outcome(member, answer.outcome)
             answer = answer.sums
         if answer is not None:
-            member.unsummed.clear()
-            self._sums.update(answer)
-
-    def _hear_outcome(self, member: Member, outcome: Outcome) -> None:
-        repeat(outcome.said, self._crew.heard)
-        add_worker(member.index, outcome.seconds)
-        if outcome.done is None:
-            self._wants_to_choose(member, outcome.number)
-            return
-        self._choices = {**outcome.choices, **self._choices}
-        self._done[outcome.number] = outcome.done
-        if outcome.is_summed:
-            member.unsummed.add(outcome.number)
-        if self._deciding == (member, outcome.number):
-            self._decided()
-
-    def _wants_to_choose(self, member: Member, number: int) -> None:
-        """Let one worker at a time try which way a learner is faster; the others wait for what it finds."""
-        if self._deciding is not None:
-            self._undecided.append((member, number))
-        else:
-            self._deciding = (member, number)
-            self._send(member, number, may_choose=True)
-
-    def _decided(self) -> None:
-        """Nobody is trying any more: who waited goes on."""
-        self._deciding, again, self._undecided = None, self._undecided, []
-        for member, number in again:
-            self._shares.give_back(member.index, [number])
-
-    def _lost(self, member: Member, error: Exception) -> None:
-        """A worker is gone: what it was doing, and what it had summed, is to be done again."""
-        running, how = member.running, _how(error)
-        waiting = [number for other, number in self._undecided if other is member]
-        self._undecided = [pair for pair in self._undecided if pair[0] is not member]
-        again = sorted({*running, *waiting, *member.unsummed})
-        self._crew.lose(member.index)
-        if member.index < self._num:
-            self._shares.give_back(member.index, again)
-        if self._deciding is not None and self._deciding[0] is member:
-            self._decided()
-        for part in again:
-            self._done.pop(part, None)
-        number, count = self._plan.slot.round, sum(len(self._parts[part].clients) for part in again)
-        _LOG.warning("round %d: a worker was lost (%s); the work of %d clients is done again", number, how, count)
-        blamed = running[0] if running else ~member.index
-        self._deaths[blamed] += 1
-        if self._deaths[blamed] >= _TRIES:
-            doing = "adding up" if member.has_started else "starting"
-            who = names(self._parts[blamed].clients) if running else doing
-            raise RunError(
-                f"round {number}: {who}: expected a worker to do this part, found that {_TRIES} of them were lost "
-                f"({how}), as happens where memory runs out; give Ray fewer num_workers or a smaller block_size"
-            )
-
-    def _told(self) -> Iterator[Report]:
-        """The reports in the order of the cohort, sums as one."""
-        slot = self._plan.slot
-        clients, refused = list[Client](), dict[Client, str]()
-        is_summed = False
-        for number in range(len(self._parts)):
-            for report in self._home.take(slot, self._done.pop(number)):
-                if report.payload is None:
-                    is_summed = True
-                    clients += report.clients
-                    refused |= report.refused
-                else:
-                    yield report
-        if is_summed:
-            with stage("folding"):
-                row = total(Tree(self._parts[0].num_cohort), self._sums)
-            if row is not None and len(self._sums) == 1:  # as it lies in Ray's store, where nobody may write
-                row = row._replace(values=row.values.copy())
-            yield Report(slot, tuple(clients), row, refused)
+            self._hear_sums(member, answer)
 
 
 def _how(error: Exception) -> str:
