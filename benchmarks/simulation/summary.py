@@ -18,7 +18,9 @@ from rows import Row
 MEAN_OF_ROUNDS = ("lr_mnist",)
 # How far a final loss may lie from the bare loop's after as many rounds, as a share of it, by what a row draws itself.
 TOLERANCE = {"nothing": 0.001, "filling": 0.01, "order": 0.03, "clients": 0.05}
-RAGGED_TOLERANCE = {"clients": 0.5}  # LR-on-MNIST: ten two-class clients a round make its loss swing
+# Where that is not enough. W2's CNN grows rounding errors: the bare loop itself ends at 3.1501 with one thread, at
+# 3.1514 with two and at 3.1486 in two processes. On LR-on-MNIST, ten two-class clients a round make the loss swing.
+WIDER_TOLERANCE = {"W2": {"nothing": 0.005}, "lr_mnist": {"clients": 0.5}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,7 @@ def _line(row: Row, records: Sequence[Record], bare: Sequence[Record]) -> Line:
 
 def tolerance(row: Row, workload: str) -> float:
     """How far this row's final loss may be off."""
-    by_draws = TOLERANCE | RAGGED_TOLERANCE if workload in MEAN_OF_ROUNDS else TOLERANCE
-    return by_draws[row.draws]
+    return (TOLERANCE | WIDER_TOLERANCE.get(workload, {}))[row.draws]
 
 
 def _off(record: Record, bare: Sequence[Record]) -> float:

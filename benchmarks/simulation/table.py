@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from measure import Record
 from rows import Row
-from summary import MEAN_OF_ROUNDS, Line
+from summary import Line
 from workloads import SETTINGS
 
 HEAD = (
@@ -105,7 +105,6 @@ def _versions(lines: Sequence[Line], versions: Mapping[str, Mapping[str, str]]) 
 
 
 def _tolerances(row: Row, lines: Sequence[Line]) -> str:
-    own = [line for line in lines if line.row.name == row.name]
-    even = {line.tolerance for line in own if line.workload not in MEAN_OF_ROUNDS}
-    ragged = {line.tolerance for line in own if line.workload in MEAN_OF_ROUNDS} - even
-    return ", ".join([*(f"{t:.1%}" for t in even), *(f"{t:.0%} on LR-on-MNIST" for t in ragged)])
+    own = {line.workload: line.tolerance for line in lines if line.row.name == row.name}
+    wider = {name: share for name, share in own.items() if share != min(own.values())}
+    return ", ".join([f"{min(own.values()):.1%}", *(f"{share:.1%} on {name}" for name, share in wider.items())])
