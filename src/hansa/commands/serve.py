@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import re
+import signal
+import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     from hansa.network.store import Store
 
 
+_LONGEST_STOP_S = 9.0
+
+
 def run_serve(
     app_file: Path,
     state: Path,
@@ -49,6 +56,7 @@ def run_serve(
     from hansa.network.coordinator import Coordinator
     from hansa.network.http import serve_in_thread
     from hansa.network.runtime import NetworkRuntime
+    from hansa.network.sockets import raise_descriptor_limit
     from hansa.network.store import Store
 
     federation = bound(app.federation, app.schedule, app.schedule.cohort_size or app.schedule.clients_needed)
@@ -56,7 +64,9 @@ def run_serve(
         {"seed": seed, "schedule": lasting_repr(app.schedule), "federation": lasting_repr(federation), "out": str(out)}
     )
     screen, store = console(), Store(state)
+    raise_descriptor_limit()
     with ExitStack() as closing:
+        _end_on_terminate(screen, closing)
         closing.callback(store.close)
         store.lock()
         _refuse_done(store, str(app.fingerprint), named, stay)
@@ -119,6 +129,30 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+def _end_on_terminate(screen: Console, closing: ExitStack) -> None:
+    """When the system asks to end (SIGTERM): stop where we are, close what is open, exit with status 0.
+
+    What is durable is so at every moment, so no harm is done when closing takes too long and is broken off.
+    """
+    asked = threading.Event()
+
+    def handle(_signal: int, _frame: Any) -> None:
+        if not asked.is_set():
+            asked.set()
+            last = threading.Timer(_LONGEST_STOP_S, os._exit, (0,))
+            last.daemon = True
+            last.start()
+            sys.exit(0)
+
+    def say() -> None:
+        if asked.is_set():
+            screen.print("stopped, as the system asked; the same line goes on where this one ended")
+
+    if threading.current_thread() is threading.main_thread():
+        closing.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, handle))
+        closing.callback(say)
+
+
 class _Waiting:
     """Says who a round waits for, once a change and not before some seconds."""
 
@@ -142,7 +176,8 @@ def _wait_for_clients(screen: Console, runtime: NetworkRuntime, app: App, state:
         present = runtime.wait_for_clients(needed, timeout_s=2.0)
         if len(present) != here:
             here = len(present)
-            names = f": {', '.join(present)}" if present else f"; hansa invite NAME --state {state}"
+            some = ", ".join(present[:5]) + (" ..." if here > 5 else "")
+            names = f": {some}" if present else f"; hansa invite NAME --state {state}"
             screen.print(f"{here} of {needed} clients are here{names}")
         if here >= needed:
             return

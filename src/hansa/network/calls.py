@@ -11,14 +11,17 @@ import httpx2 as httpx
 from hansa.core.errors import RunError
 from hansa.network import identity
 from hansa.network.messages import Refusal
+from hansa.network.pace import LONGEST_WAIT_S
 from hansa.version import __version__
 
-LONGEST_WAIT_S = 20.0  # in one request, for work
+_KEEP_OPEN_S = 70.0  # between two requests; the coordinator closes a little later
 _SERVER_ERROR = 500
 
 
 class Unreachable(Exception):
-    """No answer, or one that says to try again."""
+    """No answer, or one that says to try again: after ``after_s`` seconds, where it says when."""
+
+    after_s: float | None = None
 
 
 class Line:
@@ -45,7 +48,10 @@ class Line:
                 raise RunError(_name_certificate(self.url, self._authority)) from error
             raise Unreachable(reason_of(error)) from error
         if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise Unreachable(f"the server answered {answer.status_code}")
+            again = Unreachable(f"the server answered {answer.status_code}")
+            after = answer.headers.get("Retry-After", "")
+            again.after_s = float(after) if after.isascii() and after.isdigit() else None
+            raise again
         if not answer.is_success:
             raise _refusal(self.url, answer)
         return answer.content
@@ -54,7 +60,9 @@ class Line:
 def open_http(url: str, context: ssl.SSLContext) -> httpx.Client:
     """Connections to a server; ``HTTPS_PROXY`` is honoured."""
     timeout = httpx.Timeout(30.0, connect=15.0, read=LONGEST_WAIT_S + 40.0)
-    return httpx.Client(base_url=url, verify=context, timeout=timeout, headers={"User-Agent": f"hansa/{__version__}"})
+    limits = httpx.Limits(keepalive_expiry=_KEEP_OPEN_S)
+    agent = {"User-Agent": f"hansa/{__version__}"}
+    return httpx.Client(base_url=url, verify=context, timeout=timeout, limits=limits, headers=agent)
 
 
 def _refusal(url: str, answer: httpx.Response) -> Refusal | RunError:

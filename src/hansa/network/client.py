@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from urllib.parse import quote
 
 from hansa.core.errors import InputError, ProtocolError, RunError
 from hansa.core.protocols import Slot
-from hansa.network.calls import LONGEST_WAIT_S, Line, Unreachable
+from hansa.network.calls import Line, Unreachable
 from hansa.network.client_store import ClientStore
 from hansa.network.enrolment import Identity
 from hansa.network.messages import (
@@ -33,6 +34,7 @@ from hansa.network.messages import (
     release_mark,
     write,
 )
+from hansa.network.pace import LONGEST_WAIT_S, Patient
 from hansa.network.participant import Participant
 from hansa.version import __version__
 
@@ -55,7 +57,8 @@ class Connection:
     ) -> None:
         self.who, self.store, self.on_event = who, store, on_event
         self.stop = stop or threading.Event()
-        self._first_delay_s, self._held = first_delay_s, dict[str, bytes]()
+        self._patient, self._asked_at = Patient(first_delay_s, _LONGEST_DELAY_S), 0.0
+        self._held = dict[str, bytes]()
         self._line = Line(who.url, who.authority_pem, who.context())
 
     def close(self) -> None:
@@ -72,9 +75,15 @@ class Connection:
         """What to do next; waits at the server for up to ``wait_s``."""
         kept = (self.store.get("released") or b"").decode()
         query = {"acknowledged": str(self.store.acknowledged), "released": kept, "wait": str(wait_s)}
+        self._asked_at = time.monotonic()
         work = read_work(self._ask("GET", "/v1/work", params=query))
+        self._patient.hear(work.retry_after_s)
         self.store.enter(work.run)
         return work
+
+    def rest(self) -> None:
+        """After an answer that said nothing: wait as long as the pace that the server told."""
+        self.stop.wait(self._patient.until_next(time.monotonic() - self._asked_at))
 
     def get_blob(self, sha256: str) -> bytes:
         """A vector by its hash, checked against it; one that is still at hand is not downloaded again."""
@@ -107,20 +116,20 @@ class Connection:
 
     def _ask(self, method: str, path: str, **request: Any) -> bytes:
         """One request, until it is answered. Raises ``Refusal`` when the answer is no."""
-        delay, told = self._first_delay_s, False
+        told = False
         while True:
             try:
                 answer = self._line.ask(method, path, **request)
+                self._patient.reached()
                 if told:
                     self.say("connected", url=self.who.url)
                 return answer
             except Unreachable as error:
                 if not told:
                     self.say("unreachable", url=self.who.url, reason=str(error))
-                told = True
-            if self.stop.wait(delay * random.uniform(0.5, 1.0)):
+                told, after_s = True, error.after_s
+            if self.stop.wait(self._patient.until_retry(after_s)):
                 raise Stopped("stopped while the server could not be reached")
-            delay = min(2 * delay, _LONGEST_DELAY_S)
 
 
 class Stopped(RunError):
@@ -186,6 +195,8 @@ class _Joined:
             self.connection.goodbye()
             self.connection.say("finished", run=work.run)
             return stay
+        if not work.says_something:
+            self.connection.rest()
         return True
 
     def _keep(self, work: Work) -> None:

@@ -212,6 +212,7 @@ class Coordinator:
     def close(self) -> None:
         """Write what is counted and let go of the state folder."""
         self.counts.flush()
+        self.registry.write_seen()
         self.store.close()
 
     def _notify(self) -> None:

@@ -4,54 +4,80 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
+import ssl
 import threading
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.responses import JSONResponse
 
 from hansa.core.errors import InputError, RunError
 from hansa.network.coordinator import Coordinator
 from hansa.network.identity import server_context
-from hansa.network.routes import Bell, make_app
+from hansa.network.limits import Limits
+from hansa.network.pace import retry_after
+from hansa.network.routes import make_app
+from hansa.network.sockets import Door, Http
+from hansa.network.waiting import Bell
 
 _LAST_ANSWERS_S = 3.0
+_LAST_BYTES_S = 0.1
 _EVERYWHERE = ("0.0.0.0", "::", "")
-
-
-class _PeerProtocol(H11Protocol):
-    """HTTP/1.1 that tells the app which certificate the client showed."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        super().connection_made(transport)
-        tls = transport.get_extra_info("ssl_object")
-        self.app_state = {**self.app_state, "certificate": tls.getpeercert(binary_form=True) if tls else None}
 
 
 class _Server(uvicorn.Server):
     """Says when it has started."""
 
-    def __init__(self, config: uvicorn.Config, bell: Bell) -> None:
+    door: Door
+
+    def __init__(
+        self, config: uvicorn.Config, bell: Bell, listener: socket.socket, context: ssl.SSLContext, limits: Limits
+    ) -> None:
         super().__init__(config)
         self.bell, self.ready = bell, threading.Event()
+        self._listener, self._context, self._limits = listener, context, limits
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the sockets, then say so."""
-        self.bell.loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        """Open the door, then say so."""
+        self.servers = []  # uvicorn's own; connections come through the door alone
+        await self.lifespan.startup()
+        self._watch = asyncio.create_task(self.bell.watch())
+        self.door = Door(self._listener, self._context, self._limits, self._http)
+        self.started = True
         self.ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, let requests be answered, then cut every line without waiting for the other end."""
-        for server in self.servers:
-            server.close()
+        self.door.close()
+        self.bell.end()
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=_LAST_ANSWERS_S)
-        for transport in list(getattr(self.bell.loop, "_transports", {}).values()):  # those in a handshake too
-            transport.abort()
-        await super().shutdown(sockets)
+        await asyncio.sleep(_LAST_BYTES_S)
+        self._watch.cancel()
+        self.door.cut_all()
+        for task in self.server_state.tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+
+    def _http(self) -> Http:
+        """The protocol of a new connection."""
+        return Http(
+            self._limits,
+            lambda: self._come_back if self.bell.closing else None,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+    async def _come_back(self, scope: Any, receive: Any, send: Any) -> None:
+        """The answer to what is asked while the server is closing."""
+        body = {"error": "the coordinator is stopping; it goes on where it was when it is back", "code": "stopping"}
+        headers = {"Retry-After": retry_after(self.bell.pace_s), "Connection": "close"}
+        await JSONResponse(body, status_code=503, headers=headers)(scope, receive, send)
 
 
 class ServerThread:
@@ -63,23 +89,38 @@ class ServerThread:
         self.url, self.port = url, port
         self._server, self._thread, self._forget = server, thread, forget
 
+    @property
+    def cuts(self) -> dict[str, int]:
+        """How many connections were cut, or turned away, and why (``limits.CUTS``)."""
+        return dict(self._server.door.cuts)
+
+    @property
+    def num_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._server.door.lines)
+
     def close(self) -> None:
-        """Answer what waits, then stop listening."""
+        """Listen no more and answer what waits; whoever asks for more meanwhile is told to come back."""
         self._forget()
-        self._server.bell.closing = True
-        self._server.bell.ring()
         self._server.should_exit = True
         self._thread.join(30)
 
 
 def serve_in_thread(
-    coordinator: Coordinator, listen: str = "127.0.0.1:0", *, url: str | None = None, backlog: int = 2048
+    coordinator: Coordinator,
+    listen: str = "127.0.0.1:0",
+    *,
+    url: str | None = None,
+    backlog: int = 2048,
+    limits: Limits | None = None,
 ) -> ServerThread:
     """Serve a coordinator over TLS in a thread of its own. ``listen`` is HOST:PORT (port 0: any that is free).
 
     ``url`` is the public address that clients use, by default that of ``listen``; it is noted for ``hansa invite``,
-    and its host is in the certificate. Raises ``InputError`` when the port is in use or an address cannot be.
+    and its host is in the certificate. ``limits`` is what one connection may cost. Raises ``InputError`` when the port
+    is in use or an address cannot be.
     """
+    limits = limits or Limits()
     if url is not None and (urlsplit(url).scheme != "https" or not urlsplit(url).hostname):
         raise InputError(f"--url: expected https://HOST:PORT, found {url!r}")
     host, port = parse_listen(listen)
@@ -87,11 +128,9 @@ def serve_in_thread(
     address = listener.getsockname()
     public = url or _public_url(host, address[1])
     coordinator.store.put("url", public.encode())
-    bell = Bell()
-    files = coordinator.authority.server_files(_hosts(host, public))
+    bell = Bell(coordinator)
     config = uvicorn.Config(
         make_app(coordinator, bell),
-        http=_PeerProtocol,
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -99,13 +138,15 @@ def serve_in_thread(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
+        timeout_keep_alive=math.ceil(limits.idle_s),
+        h11_max_incomplete_event_size=limits.header_bytes,
     )
     config.load()
-    config.ssl = server_context(*files, coordinator.authority.certificate)
-    server = _Server(config, bell)
-    thread = threading.Thread(target=server.run, args=([listener],), name="hansa-coordinator", daemon=True)
+    files = coordinator.authority.server_files(_hosts(host, public))
+    context = server_context(*files, coordinator.authority.certificate)
+    context.num_tickets = 0  # no client of ours resumes a session
+    server = _Server(config, bell, listener, context, limits)
+    thread = threading.Thread(target=server.run, name="hansa-coordinator", daemon=True)
     coordinator.listeners.append(bell.ring)
     thread.start()
     if not server.ready.wait(30):

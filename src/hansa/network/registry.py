@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, check_
 from hansa.network.store import Store, clients, presence, token_uses, tokens
 from hansa.network.token import JoinToken
 
-_SEEN_EVERY_S = 10.0
-
 
 @dataclass(frozen=True)
 class Registry:
-    """Tokens and clients in a store. Each method is one transaction."""
+    """Tokens and clients in a store. Each method is one transaction.
+
+    ``seen`` is when clients were seen that have called since it was written last.
+    """
 
     store: Store
+    seen: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def invite(
         self,
@@ -136,11 +138,16 @@ class Registry:
                 "ask the coordinator for a new token and join again",
             )
         _refuse_revoked(client)
-        now = self.store.clock()
-        if client.last_seen is None or abs(now - client.last_seen) > _SEEN_EVERY_S:
-            with self.store.write() as db:
-                db.execute(clients.update().where(clients.c.name == client.name).values(last_seen=now))
+        self.seen[client.name] = self.store.clock()
         return str(client.name)
+
+    def write_seen(self) -> None:
+        """Write when each client was seen last: now and then, for all of them at once."""
+        seen = [{"who": name, "at": self.seen.pop(name)} for name in list(self.seen)]
+        if seen:
+            chosen = clients.update().where(clients.c.name == sa.bindparam("who"))
+            with self.store.write() as db:
+                db.execute(chosen.values(last_seen=sa.bindparam("at")), seen)
 
     def check_revoked(self, name: str) -> None:
         """Refuse a client that was revoked while its request waited."""

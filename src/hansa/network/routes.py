@@ -1,14 +1,10 @@
 """What a coordinator answers over HTTP: a thin binding of requests to ``Coordinator``.
 
 Sizes are known before a body is read, no body is logged, and an error is ``{"error": sentence, "code": code}``. Idle
-clients wait in one request for up to 20 seconds and cost no thread.
+clients wait in one request and cost no thread (``waiting.py``).
 """
 
 from __future__ import annotations
-
-import asyncio
-import contextlib
-from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -16,36 +12,19 @@ from starlette.responses import FileResponse, JSONResponse
 
 from hansa.core.errors import HansaError
 from hansa.network.coordinator import Coordinator
-from hansa.network.messages import CODES, Refusal, Work, read_enrol, read_hello, slot_of, write
+from hansa.network.messages import CODES, Refusal, read_enrol, read_hello, slot_of, write
+from hansa.network.pace import retry_after
+from hansa.network.waiting import Bell
 
-LONGEST_WAIT_S = 20.0
 _SMALL_BODY = 64 * 1024
 _BINARY = "application/octet-stream"
 
 
-@dataclass
-class Bell:
-    """Wakes every request that waits: each waits for the event that was there when it looked last."""
-
-    loop: asyncio.AbstractEventLoop | None = None
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-    closing: bool = False
-
-    def ring(self) -> None:
-        """From any thread."""
-        if self.loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                self.loop.call_soon_threadsafe(self._ring)
-
-    def _ring(self) -> None:
-        self.event.set()
-        self.event = asyncio.Event()
-
-
 def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     """The routes of a coordinator."""
-    bell = bell or Bell()
+    bell = bell or Bell(coordinator)
     app = FastAPI(openapi_url=None)
+    app.state.bell = bell
     app.add_exception_handler(HansaError, _refused)
 
     async def who(request: Request) -> str:
@@ -78,7 +57,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     @app.get("/v1/work")
     async def work(request: Request, acknowledged: int = 0, released: str = "", wait: float = 0.0) -> Response:
         name = await who(request)
-        message = await _next_work(coordinator, bell, name, min(acknowledged, 2**62), released[:64], wait)
+        message = await bell.next_work(name, min(acknowledged, 2**62), released[:64], wait)
         body = write(message)
         coordinator.count_work(name, message, len(body))
         return Response(body, media_type=_BINARY)
@@ -109,23 +88,6 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     return app
 
 
-async def _next_work(
-    coordinator: Coordinator, bell: Bell, name: str, acknowledged: int, released: str, wait: float
-) -> Work:
-    """A client's next work, waiting for it a while."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + (min(wait, LONGEST_WAIT_S) if wait > 0 else 0.0)
-    while True:
-        rung = bell.event  # taken before the look, so that what happens after it is not missed
-        message = await run_in_threadpool(coordinator.work, name, acknowledged=acknowledged, released=released)
-        left = end - loop.time()
-        if message.says_something or left <= 0 or bell.closing:
-            return message
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(rung.wait(), left)
-        await run_in_threadpool(coordinator.registry.check_revoked, name)
-
-
 async def _body(request: Request, largest: int) -> bytes:
     """A body of at most ``largest`` bytes; what is declared larger is not read at all."""
     declared = request.headers.get("content-length", "")
@@ -142,7 +104,9 @@ async def _body(request: Request, largest: int) -> bytes:
     return b"".join(pieces)
 
 
-def _refused(_request: Request, error: Exception) -> Response:
-    """An error as JSON with a fitting status."""
+def _refused(request: Request, error: Exception) -> Response:
+    """An error as JSON with a fitting status; one that will pass says when to come back."""
     code = error.code if isinstance(error, Refusal) else "malformed"
-    return JSONResponse({"error": str(error), "code": code}, status_code=CODES[code])
+    status = CODES[code]
+    later = {"Retry-After": retry_after(request.app.state.bell.pace_s)} if status in (429, 503) else None
+    return JSONResponse({"error": str(error), "code": code}, status_code=status, headers=later)

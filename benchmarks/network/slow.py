@@ -1,0 +1,52 @@
+"""Sockets that dawdle: headers byte by byte, bodies at one byte a second, downloads that nobody reads.
+
+Each is opened again when it is cut. A third are strangers; the others have a client's certificate.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+from calls import LOST
+
+
+async def headers(caller):
+    """A request whose headers never end."""
+    await caller.connect()
+    transport = caller.answers.transport
+    transport.write(b"GET /v1/authority HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    while not caller.answers.lost:
+        transport.write(b"x")
+        await asyncio.sleep(1)
+
+
+async def body(caller):
+    """A body at one byte a second."""
+    await caller.connect()
+    transport = caller.answers.transport
+    transport.write(b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
+    while not caller.answers.lost:
+        transport.write(b"x")
+        await asyncio.sleep(1)
+
+
+async def reader(caller, path):
+    """Downloads that nobody reads. A cut is not noticed, so they begin anew after 12 seconds."""
+    loop, found = asyncio.get_running_loop(), socket.socket()
+    found.setblocking(False)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await loop.sock_connect(found, ("127.0.0.1", caller.port))
+    await caller.connect(found)
+    transport = caller.answers.transport
+    transport.pause_reading()
+    transport.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)
+    await asyncio.sleep(12)
+
+
+async def again(dawdle, caller, *more):
+    """For ever, counted."""
+    while True:
+        with contextlib.suppress(LOST):
+            await dawdle(caller, *more)
+        caller.close()
+        await asyncio.sleep(0.5)
