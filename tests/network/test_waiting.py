@@ -76,11 +76,17 @@ def run(desk, scenario, calls_per_s=1000.0):
     return asyncio.run(all_of_it())
 
 
+async def ask(bell, *question):
+    """As the coordinator's routes do."""
+    work, asked = await bell.now(*question)
+    return work if work.says_something or not question[-1] else await bell.hold(asked)
+
+
 async def everyone_waits(bell):
     """A question of each client, none of which has an answer yet."""
     for name in NAMES:
-        await bell.next_work(name, 0, "", 0.0)
-    asked = [asyncio.create_task(bell.next_work(name, 0, "", 50.0)) for name in NAMES]
+        await ask(bell, name, 0, "", 0.0)
+    asked = [asyncio.create_task(ask(bell, name, 0, "", 50.0)) for name in NAMES]
     await until_waiting(bell, len(NAMES))
     return asked
 
@@ -110,10 +116,10 @@ def test_a_plan_wakes_those_alone_that_it_is_for(desk):
 def test_questions_that_have_no_answer_ask_the_database_nothing(desk):
     async def scenario(bell):
         for name in NAMES:
-            await bell.next_work(name, 0, "", 0.0)
+            await ask(bell, name, 0, "", 0.0)
         with queries(desk) as found:
             for name in NAMES:
-                await bell.next_work(name, 0, "", 0.0)
+                await ask(bell, name, 0, "", 0.0)
         assert len(found) < len(NAMES)  # what the watch reads meanwhile
 
     run(desk, scenario)
@@ -133,7 +139,7 @@ def test_a_release_wakes_everyone_and_no_more_a_second_than_may_call(desk):
 
 def test_a_client_revoked_by_another_process_is_told_so_while_it_waits(desk):
     async def scenario(bell):
-        asked = asyncio.create_task(bell.next_work("c05", 0, "", 50.0))
+        asked = asyncio.create_task(ask(bell, "c05", 0, "", 50.0))
         await until_waiting(bell, 1)
         other = Store(desk.store.folder)
         await asyncio.to_thread(Registry(other).revoke, "c05")
@@ -146,9 +152,9 @@ def test_a_client_revoked_by_another_process_is_told_so_while_it_waits(desk):
 
 def test_a_second_question_of_a_client_ends_its_first(desk):
     async def scenario(bell):
-        first = asyncio.create_task(bell.next_work("c05", 0, "", 50.0))
+        first = asyncio.create_task(ask(bell, "c05", 0, "", 50.0))
         await until_waiting(bell, 1)
-        second = asyncio.create_task(bell.next_work("c05", 0, "", 50.0))
+        second = asyncio.create_task(ask(bell, "c05", 0, "", 50.0))
         assert not (await first).says_something
         assert len(bell._waiting) == 1
         bell.end()
@@ -161,7 +167,7 @@ def test_a_second_question_of_a_client_ends_its_first(desk):
 def test_a_client_that_is_not_in_the_run_is_told_to_say_hello(desk):
     async def scenario(bell):
         with pytest.raises(Refusal, match="say hello"):
-            await bell.next_work("stranger", 0, "", 50.0)
+            await ask(bell, "stranger", 0, "", 50.0)
         assert not bell._waiting
 
     run(desk, scenario)
@@ -169,7 +175,7 @@ def test_a_client_that_is_not_in_the_run_is_told_to_say_hello(desk):
 
 def test_every_answer_tells_the_pace_of_all_clients(desk):
     async def scenario(bell):
-        return await bell.next_work("c05", 0, "", 0.0)
+        return await ask(bell, "c05", 0, "", 0.0)
 
     assert run(desk, scenario, calls_per_s=10.0).retry_after_s == len(NAMES) / 10
 
@@ -200,7 +206,7 @@ def test_the_watch_survives_a_database_that_fails(desk, monkeypatch):
             broken.setattr("hansa.network.waiting.read_news", fail)
             bell.ring()
             await asyncio.to_thread(failed.wait, 10)
-        asked = asyncio.create_task(bell.next_work(ASKED[0], 0, "", 50.0))
+        asked = asyncio.create_task(ask(bell, ASKED[0], 0, "", 50.0))
         await asyncio.to_thread(open_slot, desk)
         return await asked
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from anyio import to_thread
 from starlette.responses import JSONResponse
 
 from hansa.core.errors import InputError, RunError
@@ -20,12 +21,13 @@ from hansa.network.coordinator import Coordinator
 from hansa.network.identity import server_context
 from hansa.network.limits import Limits
 from hansa.network.pace import retry_after
-from hansa.network.routes import make_app
+from hansa.network.routes import Holding, make_app
 from hansa.network.sockets import Door, Http
 from hansa.network.waiting import Bell
 
 _LAST_ANSWERS_S = 3.0
 _LAST_BYTES_S = 0.1
+_THREADS = 16  # for the database and for files
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -45,6 +47,7 @@ class _Server(uvicorn.Server):
         """Open the door, then say so."""
         self.servers = []  # uvicorn's own; connections come through the door alone
         await self.lifespan.startup()
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
         self._watch = asyncio.create_task(self.bell.watch())
         self.door = Door(self._listener, self._context, self._limits, self._http)
         self.started = True
@@ -63,10 +66,10 @@ class _Server(uvicorn.Server):
             task.cancel()
         await asyncio.sleep(0)
 
-    def _http(self) -> Http:
+    def _http(self, door: Door) -> Http:
         """The protocol of a new connection."""
         return Http(
-            self._limits,
+            door,
             lambda: self._come_back if self.bell.closing else None,
             config=self.config,
             server_state=self.server_state,
@@ -130,7 +133,7 @@ def serve_in_thread(
     coordinator.store.put("url", public.encode())
     bell = Bell(coordinator)
     config = uvicorn.Config(
-        make_app(coordinator, bell),
+        Holding(make_app(coordinator, bell), bell),
         loop="asyncio",
         ws="none",
         lifespan="off",

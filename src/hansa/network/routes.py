@@ -9,12 +9,13 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from hansa.core.errors import HansaError
 from hansa.network.coordinator import Coordinator
-from hansa.network.messages import CODES, Refusal, read_enrol, read_hello, slot_of, write
+from hansa.network.messages import CODES, Refusal, Work, read_enrol, read_hello, slot_of, write
 from hansa.network.pace import retry_after
-from hansa.network.waiting import Bell
+from hansa.network.waiting import Bell, Question
 
 _SMALL_BODY = 64 * 1024
 _BINARY = "application/octet-stream"
@@ -24,8 +25,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     """The routes of a coordinator."""
     bell = bell or Bell(coordinator)
     app = FastAPI(openapi_url=None)
-    app.state.bell = bell
-    app.add_exception_handler(HansaError, _refused)
+    app.add_exception_handler(HansaError, lambda _request, error: _refused(error, bell))
 
     async def who(request: Request) -> str:
         der = getattr(request.state, "certificate", None)
@@ -57,10 +57,11 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     @app.get("/v1/work")
     async def work(request: Request, acknowledged: int = 0, released: str = "", wait: float = 0.0) -> Response:
         name = await who(request)
-        message = await bell.next_work(name, min(acknowledged, 2**62), released[:64], wait)
-        body = write(message)
-        coordinator.count_work(name, message, len(body))
-        return Response(body, media_type=_BINARY)
+        message, question = await bell.now(name, min(acknowledged, 2**62), released[:64], wait)
+        if not message.says_something and wait > 0 and getattr(request.state, "may_hold", False):
+            request.state.question = question
+            return Response(status_code=204)
+        return _work(coordinator, name, message)
 
     @app.get("/v1/blobs/{sha256}")
     async def blob(request: Request, sha256: str) -> Response:
@@ -88,6 +89,51 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     return app
 
 
+class Holding:
+    """The app of ``make_app``, with questions for work that have no answer yet held outside of it.
+
+    A question may be held for a minute, and ten thousand of them at one time: so nothing is kept of one but what its
+    answer needs.
+    """
+
+    def __init__(self, app: FastAPI, bell: Bell) -> None:
+        self.app, self.bell = app, bell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["path"] != "/v1/work":
+            return await self.app(scope, receive, send)
+        question = await self._ask(scope, receive, send)
+        if question is None:
+            return
+        needed = {name: scope[name] for name in ("type", "method", "headers")}
+        scope.clear()
+        scope.update(needed)
+        await (await self._answer(question))(scope, receive, send)
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> Question | None:
+        """Let the app answer, unless it has nothing to say: then the question."""
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        scope["state"]["may_hold"] = True
+        await self.app(scope, receive, keep)
+        question: Question | None = scope["state"].pop("question", None)
+        if question is None:
+            for message in answer:
+                await send(message)
+        return question
+
+    async def _answer(self, question: Question) -> Response:
+        try:
+            message = await self.bell.hold(question)
+        except HansaError as error:
+            return _refused(error, self.bell)
+        return _work(self.bell.coordinator, question.name, message)
+
+
 async def _body(request: Request, largest: int) -> bytes:
     """A body of at most ``largest`` bytes; what is declared larger is not read at all."""
     declared = request.headers.get("content-length", "")
@@ -104,9 +150,16 @@ async def _body(request: Request, largest: int) -> bytes:
     return b"".join(pieces)
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _work(coordinator: Coordinator, name: str, message: Work) -> Response:
+    """A client's next work."""
+    body = write(message)
+    coordinator.count_work(name, message, len(body))
+    return Response(body, media_type=_BINARY)
+
+
+def _refused(error: Exception, bell: Bell) -> Response:
     """An error as JSON with a fitting status; one that will pass says when to come back."""
     code = error.code if isinstance(error, Refusal) else "malformed"
     status = CODES[code]
-    later = {"Retry-After": retry_after(request.app.state.bell.pace_s)} if status in (429, 503) else None
+    later = {"Retry-After": retry_after(bell.pace_s)} if status in (429, 503) else None
     return JSONResponse({"error": str(error), "code": code}, status_code=status, headers=later)

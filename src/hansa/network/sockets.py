@@ -1,7 +1,7 @@
-"""The coordinator's sockets: accepted within limits, TLS in little memory, and cut when the other end dawdles.
+"""The coordinator's sockets: accepted within limits, and cut when the other end dawdles.
 
 uvicorn has no deadline for a request that arrives slowly (its issue 157), no lowest speed and no cap by address or
-client, and asyncio's TLS keeps 256 KiB for each connection. Both are mended here, below the app.
+client. They are here, below the app.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import ipaddress
 import socket
 import ssl
-from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +21,12 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hansa.network.limits import Groups, Limits, Patience
+from hansa.network.tls import Tls
 
 _ACCEPT_AT_ONCE = 16  # then those that are open have their turn
 _FAIR_S = 2.0  # what every stranger is given before it has to make room for another
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.05, 1.0
 _SPARE = 64  # descriptors, for the database, blobs and whatever else a process opens
-_READ_BYTES = _WRITE_BUFFER = 64 * 1024
-_CLOSE_S = 5.0  # for the other end to close its side of TLS
 _LINGER_S, _LINGER_BYTES = 2.0, 2**20  # of a body after its answer: by then the answer was read, or never will be
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EVERYONE = ""
@@ -45,19 +43,17 @@ class Door:
         listener: socket.socket,
         context: ssl.SSLContext,
         limits: Limits,
-        make_http: Callable[[], Http],
+        make_http: Callable[[Door], Http],
     ) -> None:
         self.loop, self.limits, self.context = asyncio.get_running_loop(), limits, context
         self.cuts: Counter[str] = Counter()
-        self.lines: set[Line] = set()
-        self.buffer = memoryview(bytearray(_READ_BYTES))  # one for all: it is emptied at once
+        self.lines: set[Tls] = set()
         self._listener, self._make_http, self._most = listener, make_http, room(limits)
-        self._strangers = Groups[Line](limits.strangers)
-        self._by_address = Groups[Line](limits.strangers_by_address)
-        self._by_client = Groups[Line](limits.connections_by_client)
+        self._strangers = Groups[Tls](limits.strangers)
+        self._by_address = Groups[Tls](limits.strangers_by_address)
+        self._by_client = Groups[Tls](limits.connections_by_client)
         self._watched: set[Http] = set()
         self._back_off_s = _BACK_OFF_S
-        self._opening: set[asyncio.Task[Any]] = set()
         self._every_s = min(1.0, limits.headers_s / 4, limits.grace_s / 4)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         listener.setblocking(False)
@@ -75,27 +71,18 @@ class Door:
         for timer in self._timers.values():
             timer.cancel()
         for line in list(self.lines):
-            line.raw.abort()
+            line.abort()
 
-    def cut(self, line: Line, why: str) -> None:
+    def cut(self, line: Tls, why: str) -> None:
         """End one connection at once, and count why."""
         self.cuts[why] += 1
-        line.raw.abort()
+        line.abort()
 
     def watch(self, http: Http) -> None:
         """Look at a connection now and then, until it has no deadline any more."""
         self._watched.add(http)
 
-    def entered(self, line: Line) -> None:
-        """A connection was made; nothing is known of its other end but the address."""
-        self.lines.add(line)
-        oldest = self._strangers.add(_EVERYONE, line)
-        if oldest is not None:
-            self.cut(oldest, "full")
-        if line.address and (oldest := self._by_address.add(line.address, line)) is not None:
-            self.cut(oldest, "address")
-
-    def recognized(self, line: Line, certificate: bytes) -> None:
+    def recognized(self, line: Tls, certificate: bytes) -> None:
         """The other end showed a client's certificate."""
         self._strangers.remove(_EVERYONE, line)
         self._by_address.remove(line.address, line)
@@ -104,7 +91,7 @@ class Door:
         if oldest is not None:
             self.cut(oldest, "client")
 
-    def left(self, line: Line) -> None:
+    def left(self, line: Tls) -> None:
         """A connection is gone."""
         self.lines.discard(line)
         self._strangers.remove(_EVERYONE, line)
@@ -140,9 +127,7 @@ class Door:
                 self.cuts["full"] += 1
                 found.close()
                 continue
-            task = self.loop.create_task(self._admit(found, _outside(address[0])))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._admit(found, _outside(address[0]))
 
     def _has_room(self) -> bool:
         """Make room for one more: the oldest stranger goes, but not before it had a fair time to say who it is."""
@@ -157,20 +142,28 @@ class Door:
             self._pause(min(wait_s, _BACK_OFF_S))
             return False
         self.cut(oldest, "full")
-        self.left(oldest)
         return True
 
-    async def _admit(self, found: socket.socket, address: str) -> None:
-        """Begin TLS on an accepted socket."""
-        found.setblocking(False)
-        with contextlib.suppress(OSError):  # gone already
-            # asyncio does so for sockets of its own making; without it the end of an answer waits 40 ms for an ACK
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self.loop.connect_accepted_socket(lambda: Line(self, self._make_http(), address), found)
+    def _admit(self, found: socket.socket, address: str) -> None:
+        """Begin TLS on an accepted socket; nothing is known of its other end but the address."""
+        try:
+            line = Tls(found, self.context, lambda _: self._make_http(self), self.left, address)
+        except OSError:  # gone already
+            found.close()
+            return
+        self.lines.add(line)
+        oldest = self._strangers.add(_EVERYONE, line)
+        if oldest is not None:
+            self.cut(oldest, "full")
+        if address and (oldest := self._by_address.add(address, line)) is not None:
+            self.cut(oldest, "address")
 
     def _sweep(self) -> None:
         """Cut every connection that is overdue."""
         now = self.loop.time()
+        for line in list(self._strangers.members.get(_EVERYONE, ())):
+            if line.is_shaking_hands and now - line.since > self.limits.handshake_s:
+                self.cut(line, "handshake")
         for http in list(self._watched):
             why = http.overdue(now)
             if why is None:
@@ -181,67 +174,27 @@ class Door:
         self._timers["sweep"] = self.loop.call_later(self._every_s, self._sweep)
 
 
-class Line(sslproto.SSLProtocol):
-    """One connection: asyncio's TLS, with a buffer that it shares, and with a place in the door's lists."""
-
-    max_size = _READ_BYTES
-
-    def __init__(self, door: Door, http: Http, address: str) -> None:
-        waiter: asyncio.Future[None] = door.loop.create_future()
-        super().__init__(
-            door.loop,
-            http,
-            door.context,
-            waiter,
-            server_side=True,
-            ssl_handshake_timeout=door.limits.handshake_s,  # type: ignore[arg-type]  # typeshed says int; any number will do
-            ssl_shutdown_timeout=_CLOSE_S,
-        )
-        self._ssl_buffer = self._ssl_buffer_view = door.buffer
-        self.door, self.address, self.client, self.since = door, address, "", door.loop.time()
-        self.raw: asyncio.Transport
-        http.line = self
-        waiter.add_done_callback(self._shook_hands)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as asyncio's own
-        """The socket is open: begin the handshake."""
-        self.raw = transport
-        self.door.entered(self)
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The socket is closed."""
-        self.door.left(self)
-        super().connection_lost(exc)
-
-    def _shook_hands(self, waiter: asyncio.Future[None]) -> None:
-        """Count a handshake that took too long; one that failed has had its answer from TLS."""
-        if not waiter.cancelled() and isinstance(waiter.exception(), ConnectionAbortedError):
-            self.door.cuts["handshake"] += 1
-
-
 class Http(H11Protocol):
     """HTTP/1.1 that tells the app which certificate the client showed, and knows what the other end owes it."""
 
-    line: Line
+    __slots__ = ("_body", "_from", "_owes", "_reader", "_received", "_since", "_unavailable", "_unsent", "door", "line")
 
-    def __init__(self, limits: Limits, unavailable: Callable[[], Any], **uvicorn: Any) -> None:
+    def __init__(self, door: Door, unavailable: Callable[[], Any], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
-        self._limits, self._unavailable = limits, unavailable
+        self.door, self._unavailable = door, unavailable
         self._received, self._unsent = 0, 0
         self._owes, self._since, self._from = "", 0.0, 0  # what is due, since when, and what was received before
         self._body: Patience | None = None
         self._reader: Patience | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+    def connection_made(self, transport: Tls) -> None:  # type: ignore[override]  # as uvicorn's own
         """TLS is agreed on: the headers of a first request are due."""
+        self.line = transport
         super().connection_made(transport)
-        transport.set_write_buffer_limits(_WRITE_BUFFER)
-        tls = transport.get_extra_info("ssl_object")
-        certificate = tls.getpeercert(binary_form=True)
+        certificate = transport.certificate
         self.app_state = {**self.app_state, "certificate": certificate}
         if certificate is not None:
-            self.line.door.recognized(self.line, certificate)
+            self.door.recognized(self.line, certificate)
         self._now_owes("headers")
 
     def data_received(self, data: bytes) -> None:
@@ -251,8 +204,11 @@ class Http(H11Protocol):
         self._look()
 
     def on_response_complete(self) -> None:
-        """An answer is out: see what is due now."""
+        """An answer is out: forget its request, and see what is due now."""
+        answered = self.cycle
         super().on_response_complete()
+        if self.cycle is answered and self.conn.their_state is h11.IDLE:  # idle connections are many
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as before the first request
         self._look()
 
     def handle_events(self) -> None:
@@ -262,15 +218,15 @@ class Http(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP, or too long."""
-        self.line.door.cuts["malformed"] += 1
+        self.door.cuts["malformed"] += 1
         super().send_400_response(msg)
 
     def pause_writing(self) -> None:
         """More is to be sent than the other end reads."""
         super().pause_writing()
-        self._unsent = self._to_send()
-        self._reader = Patience(self._limits, self.loop.time())
-        self.line.door.watch(self)
+        self._unsent = self.line.get_write_buffer_size()
+        self._reader = Patience(self.door.limits, self.loop.time())
+        self.door.watch(self)
 
     def resume_writing(self) -> None:
         """The other end has read."""
@@ -282,21 +238,17 @@ class Http(H11Protocol):
         if self.transport.is_closing():
             return None
         if self._reader is not None:
-            return "slow reader" if self._reader.is_over(now, self._unsent - self._to_send()) else ""
+            return "slow reader" if self._reader.is_over(now, self._unsent - self.line.get_write_buffer_size()) else ""
         if self._owes == "headers":
-            return "headers" if now - self._since > self._limits.headers_s else ""
+            return "headers" if now - self._since > self.door.limits.headers_s else ""
         if self._owes == "body":
             assert self._body is not None
             if self.flow.read_paused:  # it is the app that dawdles
-                self._body = Patience(self._limits, now, self._received)
+                self._body = Patience(self.door.limits, now, self._received)
             return "slow body" if self._body.is_over(now, self._received) else ""
         if self._owes == "rest of a body":
             return "unread body" if now - self._since > _LINGER_S else ""
         return None
-
-    def _to_send(self) -> int:
-        """Bytes of answers that have not gone to the system yet."""
-        return self.transport.get_write_buffer_size() + self.line.raw.get_write_buffer_size()
 
     def _look(self) -> None:
         """Note what is due from the other end."""
@@ -309,7 +261,7 @@ class Http(H11Protocol):
         elif theirs is h11.SEND_BODY:
             self._now_owes("rest of a body" if self.conn.our_state is h11.DONE else "body")
             if self._owes == "rest of a body" and self._received - self._from > _LINGER_BYTES:
-                self.line.door.cut(self.line, "unread body")
+                self.door.cut(self.line, "unread body")
         else:
             self._owes = ""
 
@@ -318,9 +270,9 @@ class Http(H11Protocol):
             return
         self._owes, self._since, self._from = what, self.loop.time(), self._received
         if what == "body":
-            self._body = Patience(self._limits, self._since, self._received)
+            self._body = Patience(self.door.limits, self._since, self._received)
         if what:
-            self.line.door.watch(self)
+            self.door.watch(self)
 
 
 def raise_descriptor_limit() -> None:
@@ -352,4 +304,4 @@ def _outside(address: str) -> str:
         return address
 
 
-__all__ = ["Door", "Http", "Line", "raise_descriptor_limit", "room"]
+__all__ = ["Door", "Http", "raise_descriptor_limit", "room"]

@@ -100,6 +100,17 @@ def read_news(coordinator: Coordinator, before: News) -> News:
     )
 
 
+@dataclass
+class Question:
+    """A client's question for work: what it knows, until when (the loop's time) it may be held, and the news it saw."""
+
+    name: str
+    acknowledged: int
+    released: str
+    until: float
+    news: News
+
+
 class Bell:
     """Holds questions for work until there is an answer, and rings those alone that it may be there for.
 
@@ -148,31 +159,41 @@ class Bell:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stirred.wait(), _LOOK_EVERY_S)
 
-    async def next_work(self, name: str, acknowledged: int, released: str, wait_s: float) -> Work:
-        """A client's next work, waiting for it a while. A second question of one client ends the waiting of its first.
+    async def now(self, name: str, acknowledged: int, released: str, wait_s: float) -> tuple[Work, Question]:
+        """What there is for a client at once, and its question, which may be held when that is nothing.
 
-        Raises ``Refusal`` for a client that is not in the run, or that was revoked meanwhile.
+        Raises ``Refusal`` for a client that is not in the run.
+        """
+        question = Question(name, acknowledged, released, _now() + hold_s(wait_s, self.pace_s), self.news)
+        return await self._look(question), question
+
+    async def hold(self, question: Question) -> Work:
+        """What there is for a client as soon as there is something, or nothing at the end of its wait.
+
+        A second question of one client ends the waiting of its first. Raises ``Refusal`` for a client that was revoked
+        meanwhile.
         """
         loop = asyncio.get_running_loop()
-        end = loop.time() + hold_s(wait_s, self.pace_s)
-        while True:
-            rung = self._enter(name)  # before the look, so that what happens after it is not missed
-            try:
-                message = await self._look(name, acknowledged, released)
-                left = end - loop.time()
-                if message.says_something or left <= 0 or self.closing:
+        while not self.closing:
+            if question.news is self.news or not self._concerns(question):
+                rung = self._enter(question.name)
+                timer = loop.call_at(question.until, _set, rung)
+                try:
+                    await rung
+                finally:
+                    timer.cancel()
+                    is_last = self._waiting.get(question.name) is rung
+                    if is_last:
+                        del self._waiting[question.name]
+                if not is_last or loop.time() >= question.until:
                     break
-                timer = loop.call_later(left, _set, rung)
-                await rung
-                timer.cancel()
-                if self._waiting.get(name) is not rung:  # another question of this client waits in its place
-                    break
-            finally:
-                if self._waiting.get(name) is rung:
-                    del self._waiting[name]
-            if not self._is_watching or name in self.news.revoked:
-                await run_in_threadpool(self.coordinator.registry.check_revoked, name)
-        return dataclasses.replace(message, retry_after_s=self.pace_s)
+            if not self._is_watching or question.name in self.news.revoked:
+                await run_in_threadpool(self.coordinator.registry.check_revoked, question.name)
+            question.news = self.news
+            message = await self._look(question)
+            if message.says_something:
+                return message
+        return self._nothing()
 
     def end(self) -> None:
         """Answer all that wait."""
@@ -180,13 +201,22 @@ class Bell:
         for rung in self._waiting.values():
             _set(rung)
 
-    async def _look(self, name: str, acknowledged: int, released: str) -> Work:
+    async def _look(self, question: Question) -> Work:
         """What the database has for a client, if it may have anything."""
-        if self._is_watching and name in self._known and not self.news.concerns(name, acknowledged, released):
-            return Work(run=self.coordinator.run)
-        found = await run_in_threadpool(self.coordinator.work, name, acknowledged=acknowledged, released=released)
+        name = question.name
+        if self._is_watching and name in self._known and not self._concerns(question):
+            return self._nothing()
+        found = await run_in_threadpool(
+            self.coordinator.work, name, acknowledged=question.acknowledged, released=question.released
+        )
         self._known.add(name)
-        return found
+        return dataclasses.replace(found, retry_after_s=self.pace_s)
+
+    def _concerns(self, question: Question) -> bool:
+        return self.news.concerns(question.name, question.acknowledged, question.released)
+
+    def _nothing(self) -> Work:
+        return Work(run=self.coordinator.run, retry_after_s=self.pace_s)
 
     def _enter(self, name: str) -> asyncio.Future[None]:
         """Wait as ``name``, in place of whoever did."""
@@ -212,9 +242,13 @@ class Bell:
             asyncio.get_running_loop().call_later(_RING_EVERY_S, self._ring_some)
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _set(rung: asyncio.Future[None]) -> None:
     if not rung.done():
         rung.set_result(None)
 
 
-__all__ = ["Bell", "News", "read_news"]
+__all__ = ["Bell", "News", "Question", "read_news"]
