@@ -21,13 +21,13 @@ from hansa.network.coordinator import Coordinator
 from hansa.network.identity import server_context
 from hansa.network.limits import Limits
 from hansa.network.pace import retry_after
-from hansa.network.routes import Holding, make_app
+from hansa.network.routes import Front, make_app
 from hansa.network.sockets import Door, Http
 from hansa.network.waiting import Bell
 
 _LAST_ANSWERS_S = 3.0
 _LAST_BYTES_S = 0.1
-_THREADS = 16  # for the database and for files
+_THREADS = 6  # for the database and for files
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -131,9 +131,9 @@ def serve_in_thread(
     address = listener.getsockname()
     public = url or _public_url(host, address[1])
     coordinator.store.put("url", public.encode())
-    bell = Bell(coordinator)
+    bell = Bell(coordinator, most_held=limits.held)
     config = uvicorn.Config(
-        Holding(make_app(coordinator, bell), bell),
+        Front(make_app(coordinator, bell), bell),
         loop="asyncio",
         ws="none",
         lifespan="off",

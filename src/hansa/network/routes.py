@@ -6,6 +6,8 @@ clients wait in one request and cost no thread (``waiting.py``).
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse
@@ -19,6 +21,8 @@ from hansa.network.waiting import Bell, Question
 
 _SMALL_BODY = 64 * 1024
 _BINARY = "application/octet-stream"
+_LONG = ("/v1/blobs/", "/v1/reports/")
+_AT_ONCE = 32  # requests within the app, beside vectors and reports
 
 
 def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
@@ -89,27 +93,31 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     return app
 
 
-class Holding:
-    """The app of ``make_app``, with questions for work that have no answer yet held outside of it.
+class Front:
+    """The app of ``make_app``, entered by few requests at a time, with questions that have no answer yet held outside.
 
-    A question may be held for a minute, and ten thousand of them at one time: so nothing is kept of one but what its
-    answer needs.
+    A request within the app costs ten times the memory of one that waits to enter, so a crowd waits here: until its
+    bodies have arrived (a slow one keeps nobody out), and then its turn. Vectors and reports do not: they take as long
+    as their lines need.
     """
 
     def __init__(self, app: FastAPI, bell: Bell) -> None:
-        self.app, self.bell = app, bell
+        self.app, self.bell, self._room = app, bell, asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["path"] != "/v1/work":
+        if scope["path"].startswith(_LONG):
             return await self.app(scope, receive, send)
-        question = await self._ask(scope, receive, send)
+        received = await _small_body(scope, receive)
+        async with self._room:
+            question = await self._ask(scope, received, send)
         if question is None:
             return
         needed = {name: scope[name] for name in ("type", "method", "headers")}
         scope.clear()
         scope.update(needed)
-        await (await self._answer(question))(scope, receive, send)
+        response = self._later(question) if self.bell.is_full else await self._answer(question)
+        await response(scope, receive, send)
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send) -> Question | None:
         """Let the app answer, unless it has nothing to say: then the question."""
@@ -126,12 +134,33 @@ class Holding:
                 await send(message)
         return question
 
+    def _later(self, question: Question) -> Response:
+        """Come back at the pace; a connection is not kept open for so long."""
+        response = _work(self.bell.coordinator, question.name, self.bell.nothing())
+        response.headers["Connection"] = "close"
+        return response
+
     async def _answer(self, question: Question) -> Response:
         try:
             message = await self.bell.hold(question)
         except HansaError as error:
             return _refused(error, self.bell)
         return _work(self.bell.coordinator, question.name, message)
+
+
+async def _small_body(scope: Scope, receive: Receive) -> Receive:
+    """``receive`` again, with the body read already if it is one that the app would read."""
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if not declared.isdigit() or not 0 < int(declared) <= _SMALL_BODY:
+        return receive
+    read = [await receive()]
+    while read[-1].get("more_body"):
+        read.append(await receive())
+
+    async def again() -> Message:
+        return read.pop(0) if read else await receive()
+
+    return again
 
 
 async def _body(request: Request, largest: int) -> bytes:

@@ -15,11 +15,13 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 
 from hansa.network.coordinator import Coordinator
+from hansa.network.limits import Limits
 from hansa.network.messages import Work, release_mark
 from hansa.network.pace import CALLS_PER_S, hold_s, pace_s
 from hansa.network.store import assignments, clients, presence, reports, settlements, slots
@@ -41,12 +43,15 @@ class News:
     released: str = ""  # the mark of the newest release
     finished: bool = False
     revoked: frozenset[str] = frozenset()
-    num_clients: int = 0
+    present: frozenset[str] = frozenset()  # clients that said hello in this run
+    greetings: tuple[Any, ...] = ()  # what changes with ``present``
+    num_clients: int = 0  # of those, the ones that did not say goodbye
 
     def concerns(self, name: str, acknowledged: int, released: str) -> bool:
         """Whether there may be something for a client that knows settlements and releases up to these."""
         return (
-            name in self.asked
+            name not in self.present
+            or name in self.asked
             or self.settled.get(name, 0) > acknowledged
             or (self.released != "" and self.released != released)
             or self.finished
@@ -82,13 +87,15 @@ def read_news(coordinator: Coordinator, before: News) -> News:
         .where(settlements.c.run == run, settlements.c.number > before.newest)
         .group_by(settlements.c.client)
     )
-    here = sa.select(sa.func.count()).select_from(presence)
-    here = here.where(presence.c.run == run, presence.c.said_goodbye.is_(False))
+    here = presence.c.run == run
+    counted = sa.select(sa.func.count(), sa.func.max(presence.c.hello_at), sa.func.sum(presence.c.said_goodbye))
     with coordinator.store.read() as db:
         asked = {row.client: int(row.number) for row in db.execute(unanswered)}
         moved = {row.client: int(row.number) for row in db.execute(new)}
         revoked = frozenset(db.scalars(sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))))
-        num_clients = int(db.scalar(here) or 0)
+        greetings = tuple(db.execute(counted.where(here)).one())
+        is_same = greetings == before.greetings
+        present = before.present if is_same else frozenset(db.scalars(sa.select(presence.c.client).where(here)))
     return News(
         asked=asked,
         settled={**before.settled, **moved} if moved else before.settled,
@@ -96,7 +103,9 @@ def read_news(coordinator: Coordinator, before: News) -> News:
         released="" if released is None else release_mark(released),
         finished=coordinator.finished,
         revoked=revoked,
-        num_clients=num_clients,
+        present=present,
+        greetings=greetings,
+        num_clients=greetings[0] - int(greetings[2] or 0),
     )
 
 
@@ -118,14 +127,15 @@ class Bell:
     those woken call at most ``calls_per_s`` times a second.
     """
 
-    def __init__(self, coordinator: Coordinator, calls_per_s: float = CALLS_PER_S) -> None:
-        self.coordinator, self.calls_per_s, self.closing = coordinator, calls_per_s, False
+    def __init__(
+        self, coordinator: Coordinator, calls_per_s: float = CALLS_PER_S, most_held: int = Limits().held
+    ) -> None:
+        self.coordinator, self.calls_per_s, self.most_held, self.closing = coordinator, calls_per_s, most_held, False
         self.news = News()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_watching = False
         self._stirred = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._known: set[str] = set()  # clients that the database has seen in this run
         self._queue: deque[str] = deque()
         self._is_ringing = False
 
@@ -133,6 +143,11 @@ class Bell:
     def pace_s(self) -> float:
         """Seconds from one question of a client to its next."""
         return pace_s(self.news.num_clients, self.calls_per_s)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many questions are held as may be."""
+        return len(self._waiting) >= self.most_held
 
     def ring(self) -> None:
         """Something happened: look who it is for. From any thread."""
@@ -193,7 +208,7 @@ class Bell:
             message = await self._look(question)
             if message.says_something:
                 return message
-        return self._nothing()
+        return self.nothing()
 
     def end(self) -> None:
         """Answer all that wait."""
@@ -203,19 +218,18 @@ class Bell:
 
     async def _look(self, question: Question) -> Work:
         """What the database has for a client, if it may have anything."""
-        name = question.name
-        if self._is_watching and name in self._known and not self._concerns(question):
-            return self._nothing()
+        if self._is_watching and not self._concerns(question):
+            return self.nothing()
         found = await run_in_threadpool(
-            self.coordinator.work, name, acknowledged=question.acknowledged, released=question.released
+            self.coordinator.work, question.name, acknowledged=question.acknowledged, released=question.released
         )
-        self._known.add(name)
         return dataclasses.replace(found, retry_after_s=self.pace_s)
 
     def _concerns(self, question: Question) -> bool:
         return self.news.concerns(question.name, question.acknowledged, question.released)
 
-    def _nothing(self) -> Work:
+    def nothing(self) -> Work:
+        """An answer that says nothing but the pace."""
         return Work(run=self.coordinator.run, retry_after_s=self.pace_s)
 
     def _enter(self, name: str) -> asyncio.Future[None]:
