@@ -292,7 +292,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("scenarios", nargs="*", metavar="idle|restart|slow|round", help="by default all")
     options.add_argument("--clients", type=int, default=10_000, help="idle clients")
-    options.add_argument("--per-s", type=float, default=150.0, help="clients that begin each second")
+    options.add_argument("--per-s", type=float, default=100.0, help="clients that begin each second")
     options.add_argument("--check", action="store_true", help="exit status 1 when a bar is missed")
     options.add_argument("--quick", action="store_true", help="a few clients: a check that all of this works")
     options.add_argument("--json", action="store_true", help="write results.json beside this file")

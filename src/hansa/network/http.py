@@ -37,11 +37,12 @@ class _Server(uvicorn.Server):
     door: Door
 
     def __init__(
-        self, config: uvicorn.Config, bell: Bell, listener: socket.socket, context: ssl.SSLContext, limits: Limits
+        self, config: uvicorn.Config, front: Front, listener: socket.socket, context: ssl.SSLContext, limits: Limits
     ) -> None:
         super().__init__(config)
-        self.bell, self.ready = bell, threading.Event()
+        self.bell, self.ready = front.bell, threading.Event()
         self._listener, self._context, self._limits = listener, context, limits
+        self._front = front
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the door, then say so."""
@@ -49,7 +50,7 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         to_thread.current_default_thread_limiter().total_tokens = _THREADS
         self._watch = asyncio.create_task(self.bell.watch())
-        self.door = Door(self._listener, self._context, self._limits, self._http)
+        self.door = Door(self._listener, self._context, self._limits, self._http, lambda: self._front.is_busy)
         self.started = True
         self.ready.set()
 
@@ -132,8 +133,9 @@ def serve_in_thread(
     public = url or _public_url(host, address[1])
     coordinator.store.put("url", public.encode())
     bell = Bell(coordinator, most_held=limits.held)
+    front = Front(make_app(coordinator, bell), bell)
     config = uvicorn.Config(
-        Front(make_app(coordinator, bell), bell),
+        front,
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -148,7 +150,7 @@ def serve_in_thread(
     files = coordinator.authority.server_files(_hosts(host, public))
     context = server_context(*files, coordinator.authority.certificate)
     context.num_tickets = 0  # no client of ours resumes a session
-    server = _Server(config, bell, listener, context, limits)
+    server = _Server(config, front, listener, context, limits)
     thread = threading.Thread(target=server.run, name="hansa-coordinator", daemon=True)
     coordinator.listeners.append(bell.ring)
     thread.start()

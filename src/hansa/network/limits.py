@@ -59,7 +59,7 @@ class Limits:
     """Open at one time; fewer where the process may not open as many files, see ``sockets.room``."""
     connections_by_client: int = 16
     """Open at one time with one client's certificate."""
-    held: int = 6_000
+    held: int = 5_000
     """Questions for work that are held open at one time, some 45 kB each. Who asks beyond is told when to come back and
     its connection is closed, so that memory has a bound however many clients there are."""
     strangers: int = 512

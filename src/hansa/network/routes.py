@@ -23,6 +23,7 @@ _SMALL_BODY = 64 * 1024
 _BINARY = "application/octet-stream"
 _LONG = ("/v1/blobs/", "/v1/reports/")
 _AT_ONCE = 32  # requests within the app, beside vectors and reports
+_MOST_QUEUED = 64
 
 
 def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
@@ -102,14 +103,21 @@ class Front:
     """
 
     def __init__(self, app: FastAPI, bell: Bell) -> None:
-        self.app, self.bell, self._room = app, bell, asyncio.Semaphore(_AT_ONCE)
+        self.app, self.bell, self._room, self._num_queued = app, bell, asyncio.Semaphore(_AT_ONCE), 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many requests wait to enter that it is better to let in no more connections."""
+        return self._num_queued > _MOST_QUEUED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["path"].startswith(_LONG):
             return await self.app(scope, receive, send)
         received = await _small_body(scope, receive)
+        self._num_queued += 1
         async with self._room:
+            self._num_queued -= 1
             question = await self._ask(scope, received, send)
         if question is None:
             return

@@ -44,11 +44,12 @@ class Door:
         context: ssl.SSLContext,
         limits: Limits,
         make_http: Callable[[Door], Http],
+        is_busy: Callable[[], bool],
     ) -> None:
         self.loop, self.limits, self.context = asyncio.get_running_loop(), limits, context
         self.cuts: Counter[str] = Counter()
         self.lines: set[Tls] = set()
-        self._listener, self._make_http, self._most = listener, make_http, room(limits)
+        self._listener, self._make_http, self._is_busy, self._most = listener, make_http, is_busy, room(limits)
         self._strangers = Groups[Tls](limits.strangers)
         self._by_address = Groups[Tls](limits.strangers_by_address)
         self._by_client = Groups[Tls](limits.connections_by_client)
@@ -130,7 +131,13 @@ class Door:
             self._admit(found, _outside(address[0]))
 
     def _has_room(self) -> bool:
-        """Make room for one more: the oldest stranger goes, but not before it had a fair time to say who it is."""
+        """Make room for one more: the oldest stranger goes, but not before it had a fair time to say who it is.
+
+        While requests queue, who knocks waits in the system's queue, which costs less than a connection.
+        """
+        if self._is_busy():
+            self._pause(_BACK_OFF_S)
+            return False
         strangers = self._strangers.members.get(_EVERYONE, {})
         if len(strangers) < self.limits.strangers and len(self.lines) < self._most:
             return True
