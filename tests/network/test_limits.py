@@ -305,6 +305,17 @@ def test_a_closing_server_tells_who_asks_when_to_come_back(site, serve, berlin):
     assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "stopping", "1")
 
 
+@network
+def test_cuts_are_kept_in_the_state_folder(site, serve):
+    for total in (1, 2):
+        server = serve()
+        with closing(connect(site, server)) as line:
+            line.sendall(b"nonsense\r\n\r\n")
+            assert ends(line)
+        server.close()
+        assert site.coordinator.status()["cuts"] == {"malformed": total}
+
+
 def test_every_cut_has_its_words():
     source = Path(sockets.__file__).read_text()
     assert all(f'"{why}"' in source for why in CUTS)

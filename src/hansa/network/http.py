@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import json
+import logging
 import math
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,8 +31,11 @@ from hansa.network.waiting import Bell
 
 _LAST_ANSWERS_S = 3.0
 _LAST_BYTES_S = 0.1
-_THREADS = 6  # for the database and for files
+_WRITE_EVERY_S = 10.0
+_THREADS = 8  # for the database and for files
 _EVERYWHERE = ("0.0.0.0", "::", "")
+
+log = logging.getLogger("hansa.network")
 
 
 class _Server(uvicorn.Server):
@@ -42,14 +49,15 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.bell, self.ready = front.bell, threading.Event()
         self._listener, self._context, self._limits = listener, context, limits
-        self._front = front
+        self._front, self._coordinator = front, front.bell.coordinator
+        self._written: Counter[str] = Counter()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the door, then say so."""
         self.servers = []  # uvicorn's own; connections come through the door alone
         await self.lifespan.startup()
         to_thread.current_default_thread_limiter().total_tokens = _THREADS
-        self._watch = asyncio.create_task(self.bell.watch())
+        self._chores = [asyncio.create_task(chore) for chore in (self.bell.watch(), self._write_notes())]
         self.door = Door(self._listener, self._context, self._limits, self._http, lambda: self._front.is_busy)
         self.started = True
         self.ready.set()
@@ -61,11 +69,32 @@ class _Server(uvicorn.Server):
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=_LAST_ANSWERS_S)
         await asyncio.sleep(_LAST_BYTES_S)
-        self._watch.cancel()
+        for chore in self._chores:
+            chore.cancel()
+        with contextlib.suppress(Exception):  # statistics: closing does not fail for them
+            await to_thread.run_sync(self._write_cuts)
         self.door.cut_all()
         for task in self.server_state.tasks:
             task.cancel()
         await asyncio.sleep(0)
+
+    async def _write_notes(self) -> None:
+        """Write now and then when clients were seen, and what was cut; both are but statistics."""
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_S)
+            try:
+                await to_thread.run_sync(self._coordinator.registry.write_seen)
+                await to_thread.run_sync(self._write_cuts)
+            except Exception as error:  # a database that is locked or full
+                log.warning("statistics could not be written: %s", error)
+
+    def _write_cuts(self) -> None:
+        """Add to what was cut before, in this state folder."""
+        new, self._written = self.door.cuts - self._written, self.door.cuts.copy()
+        if new:
+            store = self._coordinator.store
+            before = Counter(json.loads(store.get("cuts") or b"{}"))
+            store.put("cuts", json.dumps(before + new).encode())
 
     def _http(self, door: Door) -> Http:
         """The protocol of a new connection."""
@@ -105,6 +134,8 @@ class ServerThread:
 
     def close(self) -> None:
         """Listen no more and answer what waits; whoever asks for more meanwhile is told to come back."""
+        if not self._thread.is_alive():
+            return
         self._forget()
         self._server.should_exit = True
         self._thread.join(30)
@@ -140,6 +171,7 @@ def serve_in_thread(
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what is no HTTP is counted
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -15,7 +15,8 @@ def status(store: Store) -> dict[str, Any]:
     """The newest slot and each client's state; safe while a coordinator is at work on the same folder.
 
     A client's ``state`` is ``revoked``, ``enrolled`` (it has not said hello in this run), ``working`` (asked, and not
-    answered yet), ``left`` (it knows that the run is over) or ``waiting``.
+    answered yet), ``left`` (it knows that the run is over) or ``waiting``. ``cuts`` are connections that were cut or
+    turned away, by why (``limits.CUTS``).
     """
     run = json.loads(store.get("run") or b"{}")
     now, run_id = store.clock(), run.get("id", "")
@@ -37,6 +38,7 @@ def status(store: Store) -> dict[str, Any]:
         "phase": newest.state if newest else None,
         "asked": len(asked),
         "reported": len(said),
+        "cuts": json.loads(store.get("cuts") or b"{}"),
         "clients": [
             {
                 "name": client.name,

@@ -28,7 +28,6 @@ from hansa.network.store import assignments, clients, presence, reports, settlem
 
 _LOOK_EVERY_S = 1.0
 _RING_EVERY_S = 0.1
-_WRITE_EVERY_S = 10.0
 
 log = logging.getLogger("hansa.network")
 
@@ -157,17 +156,13 @@ class Bell:
 
     async def watch(self) -> None:
         """Read the news whenever something happened, and ring; until cancelled."""
-        self._loop = loop = asyncio.get_running_loop()
-        written = loop.time()
+        self._loop = asyncio.get_running_loop()
         while True:
             self._stirred.clear()
             try:
                 before, self.news = self.news, await run_in_threadpool(read_news, self.coordinator, self.news)
                 self._is_watching = True
                 self._wake(self.news.woken_since(before, self._waiting))
-                if loop.time() - written > _WRITE_EVERY_S:
-                    written = loop.time()
-                    await run_in_threadpool(self.coordinator.registry.write_seen)
             except Exception as error:  # a database that is locked or full: questions wait, and the next look may work
                 self._is_watching = False
                 log.warning("news could not be read: %s", error)
