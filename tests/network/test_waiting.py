@@ -132,7 +132,7 @@ def test_a_release_wakes_everyone_and_no_more_a_second_than_may_call(desk):
         await asyncio.to_thread(desk.release, 0, {"params": b"model"})
         found = await asyncio.gather(*asked)
         assert all(work.released.round == 0 for work in found)
-        assert time.monotonic() - began > 0.8 * len(NAMES) / 100
+        assert time.monotonic() - began > 0.9 * (len(NAMES) / 100 - 0.1)  # some are rung at once
 
     run(desk, scenario, calls_per_s=100.0)
 

@@ -52,6 +52,11 @@ class _Server(uvicorn.Server):
         self._front, self._coordinator = front, front.bell.coordinator
         self._written: Counter[str] = Counter()
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until ``should_exit``, on the one loop of asyncio's that every system has and that knows sockets."""
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(self.serve())
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the door, then say so."""
         self.servers = []  # uvicorn's own; connections come through the door alone
@@ -74,9 +79,10 @@ class _Server(uvicorn.Server):
         with contextlib.suppress(Exception):  # statistics: closing does not fail for them
             await to_thread.run_sync(self._write_cuts)
         self.door.cut_all()
-        for task in self.server_state.tasks:
+        await asyncio.sleep(0)  # until each connection knows
+        for task in list(self.server_state.tasks):
             task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
 
     async def _write_notes(self) -> None:
         """Write now and then when clients were seen, and what was cut; both are but statistics."""

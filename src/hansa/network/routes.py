@@ -10,6 +10,7 @@ import asyncio
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -112,6 +113,15 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        try:
+            await self._let_in(scope, receive, send)
+        except ClientDisconnect:  # the other end is gone, and nobody is left to answer
+            pass
+        except asyncio.CancelledError:  # it took too long for a server that closes
+            if not self.bell.closing:
+                raise
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(_LONG):
             return await self.app(scope, receive, send)
         received = await _small_body(scope, receive)

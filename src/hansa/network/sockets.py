@@ -64,7 +64,8 @@ class Door:
     def close(self) -> None:
         """Accept no more."""
         self.loop.remove_reader(self._listener.fileno())
-        self._timers.pop("open", None)
+        if "open" in self._timers:
+            self._timers["open"].cancel()
         self._listener.close()
 
     def cut_all(self) -> None:
