@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Callable
 
-CALLS_PER_S = 200.0
+CALLS_PER_S = 250.0
 LONGEST_WAIT_S = 50.0  # in one request: proxies on the way give up after 60
 SHORTEST_WAIT_S = 20.0
 _LONGEST_WINDOW_S = 45.0  # all clients call within this time after a coordinator is back
