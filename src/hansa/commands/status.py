@@ -72,7 +72,7 @@ def _client(state: Path) -> dict[str, Any]:
     from hansa.network.enrolment import Identity
 
     who, store = Identity.of(state), ClientStore(state)
-    answers = store.answers(limit=10)
+    answers, receipts = store.answers(limit=10), store.receipts()
     store.close()
     sent: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     last = None
@@ -89,6 +89,7 @@ def _client(state: Path) -> dict[str, Any]:
         "url": who.url if who else None,
         "last_sent": last,
         "answers": answers,
+        "receipts": receipts,
         "sent": [{"kind": kind, "count": count, "bytes": size} for kind, (count, size) in sorted(sent.items())],
         "model": str(state / "model") if (state / "model").exists() else None,
         "needs_a_person": who is None,
@@ -113,5 +114,7 @@ def _show_client(found: dict[str, Any]) -> None:
         counted = {None: "not known yet", 0: "no", 1: "yes"}[row["counted"]]
         asked.add_row(row["task"], str(row["round"] + 1), f"{row['status']}{reason}", counted)
     screen.print(asked)
+    kept = ", ".join(f"{count} {status}" for status, count in found["receipts"].items())
+    screen.print(f"signed receipts: {kept or 'none yet'}")
     if found["model"]:
         screen.print(f"newest released model: {found['model']}")
