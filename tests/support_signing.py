@@ -14,7 +14,7 @@ from hansa.network import identity
 from hansa.network.checker import Checker
 from hansa.network.coordinator import Coordinator
 from hansa.network.messages import PROTOCOL, Enrol, Hello, Refusal, write
-from hansa.network.routes import make_app
+from hansa.network.routes import Bell, make_app
 from hansa.network.signing import Signer
 from hansa.network.store import Store, audit, clients
 
@@ -102,25 +102,32 @@ class Routes:
     """The coordinator's routes as a function, and one client that signs with the real clock."""
 
     def __init__(self, desk, name="prague"):
-        self.desk, self.app, self.name = desk, make_app(desk.coordinator), name
+        self.desk, self.bell, self.name = desk, Bell(), name
+        self.app = make_app(desk.coordinator, self.bell)
         token, (key, request) = desk.invite(name), identity.make_request(name)
         message = Enrol(token=token.id, secret=token.secret, name=name, request=request)
         certificate = desk.coordinator.enrol(message).certificate
         self.signer = Signer(key, identity.fingerprint(certificate))
 
     def send(self, scope, *pieces):
-        """Status, headers, and the body, read where it is JSON."""
-        sent = []
-        left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-        left.append({"type": "http.request", "body": b"", "more_body": False})
+        """Status, headers, and the body, read where it is JSON; a piece that is a function is called in its turn."""
+        sent, left = [], [*pieces, b""]
 
         async def receive():
-            return left.pop(0) if left else {"type": "http.disconnect"}
+            while left and callable(left[0]):
+                left.pop(0)()
+            if not left:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
         async def send(message):
             sent.append(message)
 
-        asyncio.run(self.app(scope, receive, send))
+        async def run():
+            self.bell.loop = asyncio.get_running_loop()
+            await self.app(scope, receive, send)
+
+        asyncio.run(run())
         body, headers = b"".join(message.get("body", b"") for message in sent), dict(sent[0]["headers"])
         is_json = headers.get(b"content-type") == b"application/json"
         return SimpleNamespace(

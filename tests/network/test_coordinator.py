@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Report, Slot, Updates
 from hansa.core.round import Context, begin, make_plan
+from hansa.learners.linear import LinearLearner
 from hansa.network.coordinator import Coordinator
 from hansa.network.identity import fingerprint, make_request
 from hansa.network.messages import PROTOCOL, Enrol, Hello, Refusal, read_plan
@@ -237,3 +239,26 @@ def test_a_release_is_offered_until_it_is_kept_and_forgets_what_a_replay_would_n
     assert list(desk.coordinator.updates.folder.iterdir()) == []
     assert len(list(desk.coordinator.models.folder.iterdir())) == 2
     assert desk.runtime.once("secret train 0 0", lambda: b"x" * 32) == Key(b"x" * 32)
+
+
+class FrozenLearner(LinearLearner):
+    """A learner with frozen parameters."""
+
+    frozen_hash = "ef" * 32
+
+
+@pytest.mark.parametrize("own", ["ef" * 32, "cd" * 32, "none"])
+def test_a_client_with_other_frozen_parameters_is_refused(tmp_path, tools, own):
+    desk = Desk(tmp_path, tools.federation(learner=FrozenLearner(num_features=3, num_classes=2)), tools.app)
+    desk.enrol("berlin")
+    hello = Hello(protocol=PROTOCOL, version="0", fingerprints=(desk.app,))
+    assert desk.coordinator.hello("berlin", hello).frozen == "ef" * 32
+    assert desk.coordinator.registry.present(desk.coordinator.run) == []  # it takes part once it named its own
+    if own == "ef" * 32:
+        desk.coordinator.hello("berlin", replace(hello, frozen=own))
+        assert desk.coordinator.registry.present(desk.coordinator.run) == ["berlin"]
+    else:
+        with pytest.raises(Refusal, match=f"expected frozen parameters with hash efefefef, found {own[:8]}") as e:
+            desk.coordinator.hello("berlin", replace(hello, frozen=own))
+        assert e.value.code == "another-model"
+    desk.coordinator.close()

@@ -3,11 +3,13 @@
 import contextlib
 import socket
 import ssl
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hansa.network import gate
 from hansa.network.messages import CODES, PROTOCOL
 from support_signing import Routes, SigningDesk, scope_of
 
@@ -159,7 +161,7 @@ def statuses(site, sent):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", site.server.port)) as plain, context.wrap_socket(plain) as line:
-        line.settimeout(2)
+        line.settimeout(0.5)
         line.sendall(sent)
         got = b""
         with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
@@ -168,3 +170,39 @@ def statuses(site, sent):
     found = [part[:3].decode() for part in got.split(b"HTTP/1.1 ")[1:]]
     assert found
     return found
+
+
+def test_a_client_revoked_while_its_body_arrives_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_LOOK_AGAIN_S", -1.0)
+    desk = SigningDesk(tmp_path)
+    routes = Routes(desk)
+    routes.ask("POST", b"/v1/hello", routes.hello())
+    body = routes.hello("2")
+    scope = desk.scope(routes.signer, "POST", b"/v1/hello", body)
+    answer = routes.send(scope, body[:10], lambda: desk.registry.revoke("prague"), body[10:])
+    assert (answer.status, answer.json["code"]) == (403, "revoked")
+    assert len(desk.log("hello")) == 1
+    desk.close()
+
+
+def test_a_request_that_waits_ends_when_its_client_is_revoked(tmp_path):
+    desk = SigningDesk(tmp_path)
+    routes = Routes(desk)
+    routes.ask("POST", b"/v1/hello", routes.hello())
+    waiting = threading.Event()
+    look = desk.coordinator.work
+
+    def work(*words, **more):
+        waiting.set()
+        return look(*words, **more)
+
+    desk.coordinator.work = work
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(routes.ask("GET", b"/v1/work?wait=20")))
+    thread.start()
+    assert waiting.wait(10)
+    desk.coordinator.revoke("prague")
+    routes.bell.ring()
+    thread.join(10)
+    assert (answers[0].status, answers[0].json["code"]) == (403, "revoked")
+    desk.close()

@@ -69,7 +69,7 @@ class ClientStore:
 
     def close(self) -> None:
         """Close the file and let go of the folder."""
-        if self._receipts or self._notes:
+        if self._receipts or self._proofs or self._notes:
             with self._write():
                 pass
         self._db.close()

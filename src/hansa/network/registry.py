@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
 from hansa.network.identity import Authority, fingerprint, request_key_hash
-from hansa.network.journal import append, append_seldom
+from hansa.network.journal import append, append_of_strangers, append_seldom
 from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, Renew, check_name
 from hansa.network.signing import UNKNOWN
 from hansa.network.store import Store, clients, presence, renewals, token_uses, tokens
@@ -103,7 +103,7 @@ class Registry:
         except Refusal as refusal:
             with self.store.write() as db:
                 what = {"reason": str(refusal), "address": address}
-                append_seldom(db, self.store.clock(), "enrolment refused", message.name, what)
+                append_of_strangers(db, self.store.clock(), "enrolment refused", message.name, what)
             raise
 
     def _enrol(self, message: Enrol, authority: Authority) -> Enrolled:

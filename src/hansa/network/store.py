@@ -154,6 +154,7 @@ audit = sa.Table(  # who did what; each line's hash covers the one before
     sa.Column("what", sa.String, nullable=False),  # JSON
     sa.Column("hash", sa.String, nullable=False),
     sa.Index("audit_by_kind", "kind", "number"),
+    sa.Index("audit_by_client", "kind", "who", "number"),
 )
 
 
