@@ -441,3 +441,17 @@ def test_a_client_counts_its_receipts(tmp_path, command):
     store.close()
     status, out, _ = command("status", "--state", tmp_path)
     assert (status, "signed receipts: 3 accepted" in out) == (0, True)
+
+
+def test_what_others_wrote_can_do_nothing_to_the_terminal(tmp_path, command):
+    from hansa.core.protocols import Slot
+    from hansa.network.client_store import ClientStore
+    from hansa.network.messages import Receipt
+
+    store = ClientStore(tmp_path)
+    store.commit("r", Slot(0, 0, "update"), b"report", None, None)
+    reason = "[/bold] \x1b[31m\nround 2: accepted"
+    store.received("r", Receipt(slot="train-0-0-update", sha256="ab" * 32, status="refused", reason=reason))
+    store.close()
+    status, out, _ = command("status", "--state", tmp_path)
+    assert (status, "[/bold]" in out, "\x1b" in out) == (0, True, False)

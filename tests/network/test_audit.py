@@ -138,33 +138,27 @@ def test_swapped_lines_are_found_and_named(whole, data):
     assert problems(b"\n".join(rows), whole[1])[0].startswith(f"line {first + 1}:")
 
 
-def test_a_chain_made_anew_without_the_key_is_found(whole, tmp_path):
-    entries = [json.loads(line) for line in whole[0].splitlines()[:-1]]
-    kept, before = [], audit.START
-    for number, entry in enumerate((e for e in entries if e["kind"] != "revoked"), 1):
-        fields = {**entry, "number": number}
-        before = fields["hash"] = audit.entry_hash(before, fields)
-        kept.append(fields)
-    head = {"number": len(kept), "hash": before, "at": 0.0}
-    for authority in (identity.Authority.open(tmp_path / "other"),):
-        seal = Seal.open(authority)
-        last = {"head": head, "certificate": seal.certificate.decode(), "signature": seal.sign("audit", head).hex()}
-        found = problems(b"\n".join(canonical(one) for one in [*kept, last]), whole[1])
-        assert "do not trust this server" in found[0]
-
-
-def forged(whole, seal_folder, change):
-    """A log that the coordinator itself made false: the chain and the signature are good."""
+def written_anew(whole, folder, change):
+    """The log with other entries, its chain and head made by the authority in ``folder``; and that authority."""
     entries = [json.loads(line) for line in whole[0].splitlines()[:-1]]
     kept, before = [], audit.START
     for number, entry in enumerate(change(entries), 1):
         fields = {**entry, "number": number}
         before = fields["hash"] = audit.entry_hash(before, fields)
-        kept.append(fields)
-    authority = identity.Authority.open(seal_folder)
-    seal, head = Seal.open(authority), {"number": len(kept), "hash": before, "at": 0.0}
-    last = {"head": head, "certificate": seal.certificate.decode(), "signature": seal.sign("audit", head).hex()}
-    return problems(b"\n".join(canonical(one) for one in [*kept, last]), authority.certificate)
+        kept.append(canonical(fields))
+    authority = identity.Authority.open(folder)
+    head = audit.signed_head(Seal.open(authority), len(kept), before, 0.0)
+    return b"\n".join([*kept, head]), authority.certificate
+
+
+def test_a_log_made_anew_without_the_federations_key_is_found(whole, tmp_path):
+    text, _ = written_anew(whole, tmp_path, lambda entries: [e for e in entries if e["kind"] != "revoked"])
+    assert "do not trust this server" in problems(text, whole[1])[0]
+
+
+def forged(whole, folder, change):
+    """What is found in a log that the coordinator itself made false."""
+    return problems(*written_anew(whole, folder, change))
 
 
 def edited(kind, edit):

@@ -71,8 +71,10 @@ def test_another_app_is_refused_by_fingerprint(desk):
 
 
 def test_another_protocol_is_refused(desk):
-    with pytest.raises(Refusal, match="install the coordinator's version"):
-        desk.coordinator.hello("berlin", Hello(protocol=99, version="9", fingerprints=(desk.app,)))
+    for protocol in (PROTOCOL - 1, PROTOCOL + 1, 0, -1, 2**70):
+        with pytest.raises(Refusal, match="install the coordinator's version") as e:
+            desk.coordinator.hello("berlin", Hello(protocol=protocol, version="9", fingerprints=(desk.app,)))
+        assert e.value.code == "protocol"
 
 
 def test_work_asks_for_a_hello_first(desk):
@@ -129,6 +131,14 @@ def test_a_report_that_cannot_count_is_refused_with_its_reason_and_the_round_goe
     [refusal] = desk.runtime.refusals()
     assert (refusal["round"], refusal["client"]) == (0, "berlin")
     assert reason in refusal["reason"]
+
+
+def test_what_a_client_writes_can_do_nothing_to_a_terminal(desk):
+    reason = "\x1b[31m[/bold]\n2026-11-21 berlin \u202e revoked" + "x" * 10_000
+    body = pack_report(Report(SLOT, (), {}, {"x": reason}), desk.federation.codec(SLOT))
+    receipt = desk.coordinator.report("berlin", SLOT, body)
+    assert (receipt.status, receipt.reason.isprintable(), len(receipt.reason) <= 500) == ("refused", True, True)
+    assert desk.coordinator.status()["clients"][0]["refused"][0].isprintable()
 
 
 @pytest.mark.parametrize(

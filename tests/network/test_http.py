@@ -1,5 +1,4 @@
 import socket
-import ssl
 
 import httpx2 as httpx
 import pytest
@@ -88,13 +87,6 @@ def test_a_report_to_no_slot_is_refused(client, site):
     for path in ("/v1/reports/other/train-0-0-update", f"/v1/reports/{site.coordinator.run}/train-0-0-update"):
         assert client.put(path, content=b"x").json()["code"] == "not-asked"
     assert client.put(f"/v1/reports/{site.coordinator.run}/nonsense", content=b"x").status_code == 400
-
-
-def test_plain_http_and_old_tls_are_refused(site):
-    with pytest.raises(httpx.TransportError):
-        httpx.get(site.url.replace("https", "http") + "/v1/authority", trust_env=False)
-    context = identity.unchecked_context()
-    assert context.minimum_version == ssl.TLSVersion.TLSv1_2 or context.minimum_version < 0
 
 
 def test_a_port_in_use_is_named_with_what_to_do(site):

@@ -7,11 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from hansa.core.errors import InputError, RunError
 from hansa.network import audit, identity
-from hansa.terminal import console, new_table
+from hansa.terminal import console, harmless, new_table
 
 _FILE = "log.jsonl"
 
@@ -38,7 +36,7 @@ def run_log(where: Path, verify: bool, client: str | None) -> None:
 def _verify(where: Path, lines: Iterator[bytes], live: bool, authority: bytes) -> None:
     found, screen = audit.check(lines, authority, live=live), console()
     for problem in found.problems:
-        screen.print(escape(problem), style="red")
+        screen.print(harmless(problem), style="red")
     screen.print(
         f"{found.num_entries} entries, {found.num_reports} reports ({found.num_open} in slots that are still open), "
         f"{found.num_after_head} entries after the signed head; authority {identity.fingerprint(authority)[:16]}"
@@ -65,7 +63,7 @@ def _show(lines: Iterator[bytes], client: str | None) -> None:
                 f"line {number}: expected an entry of an audit log, found {type(error).__name__}; look with --verify"
             ) from error
         if client is None or _names(entry, client):
-            table.add_row(*(escape(cell) for cell in cells))
+            table.add_row(*(harmless(cell) for cell in cells))
     console().print(table)
 
 
@@ -73,8 +71,7 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     """An entry as a person reads it."""
     when = datetime.fromtimestamp(entry["at"], UTC).strftime("%Y-%m-%d %H:%M:%S")
     details = ", ".join(f"{name} {_short(value)}" for name, value in entry["what"].items())
-    cells = (str(entry["number"]), when, str(entry["kind"]), entry["who"] or "coordinator", details)
-    return tuple(cell if cell.isprintable() else audit.plain(cell) for cell in cells)  # it may have been changed
+    return str(entry["number"]), when, str(entry["kind"]), entry["who"] or "coordinator", details
 
 
 def _short(value: Any) -> str:

@@ -80,6 +80,7 @@ def run_serve(
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
             left = runtime.finish()
+            coordinator.save_log(folder)  # again, with the end
             if left:
                 screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hansa.core.errors import ProtocolError
 from hansa.network.identity import key_of_receipts
-from hansa.network.receipts import is_sealed
+from hansa.network.receipts import Seal, is_sealed
 from hansa.network.signing import canonical
 
 KINDS = (
@@ -24,6 +24,7 @@ KINDS = (
 )
 START = "0" * 64  # the hash before the first entry
 _FIELDS = {"number", "at", "kind", "who", "what", "hash"}
+_HEAD_FIELDS = {"number", "hash", "at", "certificate"}  # the last is the SHA-256 of the certificate beside it
 _LONGEST_TEXT = 200
 _MOST_PROBLEMS = 20
 
@@ -86,6 +87,14 @@ def check(lines: Iterable[bytes], authority: bytes, *, live: bool = False) -> Ch
     )
 
 
+def signed_head(seal: Seal, number: int, newest: str, at: float) -> bytes:
+    """The line that signs a log up to an entry: its number, its hash and its time."""
+    named = hashlib.sha256(seal.certificate).hexdigest()
+    head = {"number": number, "hash": newest, "at": at, "certificate": named}
+    signature = seal.sign("audit", head).hex()
+    return canonical({"head": head, "certificate": seal.certificate.decode("ascii"), "signature": signature})
+
+
 def read_line(line: bytes) -> dict[str, Any]:
     """A line as a tree. ``ValueError`` unless it is canonical JSON of a dictionary."""
     tree = json.loads(line)
@@ -137,9 +146,12 @@ class _Chain:
     def _add_head(self, line_number: int, tree: dict[str, Any]) -> None:
         """A signed head: it must be whole, and the last one counts."""
         try:
-            if set(tree) != {"head", "certificate", "signature"} or set(tree["head"]) != {"number", "hash", "at"}:
+            if set(tree) != {"head", "certificate", "signature"} or set(tree["head"]) != _HEAD_FIELDS:
                 raise ProtocolError("head: expected its number, hash, time, certificate and signature")
-            key = key_of_receipts(tree["certificate"].encode("ascii"), self.authority)
+            pem = tree["certificate"].encode("ascii")
+            if tree["head"]["certificate"] != hashlib.sha256(pem).hexdigest():
+                raise ProtocolError("head: expected the certificate that it names, found another")
+            key = key_of_receipts(pem, self.authority)
             if not is_sealed(key, "audit", tree["head"], bytes.fromhex(tree["signature"])):
                 raise ProtocolError("head: expected the coordinator's signature, found another")
             if tree["signature"] != bytes.fromhex(tree["signature"]).hex():

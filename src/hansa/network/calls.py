@@ -100,12 +100,17 @@ def _refusal(url: str, answer: httpx.Response) -> Refusal | RunError:
     """What an answer that is not a success says."""
     try:
         found = answer.json()
-        return Refusal(str(found["code"]), str(found["error"])[:2000])
+        return Refusal(str(found["code"]), _printable(str(found["error"])[:2000]))
     except (ValueError, KeyError, TypeError, AssertionError):
         return RunError(
             f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {answer.status_code}; "
             "is something else listening there, or a proxy answering?"
         )
+
+
+def _printable(text: str) -> str:
+    """A sentence of the server's, or of whoever answers for it, as a terminal may show it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _json(answer: httpx.Response) -> Any:

@@ -317,7 +317,7 @@ def _form(updates: Updates) -> str:
 
 def _plain(text: str) -> str:
     """A client's text without what no database or terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 __all__ = ["KINDS", "Coordinator", "open_run"]

@@ -246,6 +246,7 @@ def server_context(certificate: Path, key: Path, authority: bytes) -> ssl.SSLCon
     """TLS 1.2 or newer; a client's certificate may be absent (enrolment), but if shown it must be the federation's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(cadata=authority.decode("ascii"))
     context.verify_mode = ssl.CERT_OPTIONAL

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hansa.network.audit import KINDS, START, entry_hash, plain
+from hansa.network.audit import KINDS, START, entry_hash, plain, signed_head
 from hansa.network.blobs import sync_folder, write_file
 from hansa.network.receipts import Seal
 from hansa.network.signing import canonical
@@ -56,10 +56,7 @@ def sign_head(store: Store, seal: Seal) -> None:
         newest = db.execute(sa.select(audit).order_by(audit.c.number.desc()).limit(1)).first()
         if newest is None:
             return
-        head = {"number": newest.number, "hash": newest.hash, "at": newest.at}
-        certificate = seal.certificate.decode("ascii")
-        signature = seal.sign("audit", head).hex()
-        put(db, _HEAD, canonical({"head": head, "certificate": certificate, "signature": signature}))
+        put(db, _HEAD, signed_head(seal, newest.number, newest.hash, newest.at))
 
 
 def lines(store: Store) -> Iterator[bytes]:
