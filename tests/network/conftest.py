@@ -29,11 +29,9 @@ APP = "ab" * 32
 
 
 def make_federation(**more):
-    return Federation(
-        learner=LinearLearner(num_features=3, num_classes=2),
-        algorithm=FedAvg(client_learning_rate=0.1, local_epochs=2, batch_size=4),
-        **more,
-    )
+    learner = more.pop("learner", None) or LinearLearner(num_features=3, num_classes=2)
+    algorithm = FedAvg(client_learning_rate=0.1, local_epochs=2, batch_size=4)
+    return Federation(learner=learner, algorithm=algorithm, **more)
 
 
 def rows(seed, count=12):

@@ -13,6 +13,7 @@ from hansa.core.key import Key
 from hansa.core.protocols import Ask, Report, Slot, Updates
 from hansa.core.round import Context, ServerState, server_round
 from hansa.data.prepare import Standardize
+from hansa.learners.linear import LinearLearner
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import Refusal, read_plan
 from hansa.network.runtime import NetworkRuntime
@@ -405,3 +406,20 @@ def test_a_client_without_rows_is_left_out_of_every_task_with_its_reason(make_si
     assert mean.clients == ("berlin",)
     assert state.algorithm["total"][0] == len(rows)
     assert [(entry["client"], entry["reason"]) for entry in runtime.refusals()] == [("empty", "no training examples")]
+
+
+class FrozenLearner(LinearLearner):
+    """A learner with frozen parameters."""
+
+    frozen_hash = "ef" * 32
+
+
+def test_a_client_says_which_frozen_parameters_it_has_before_it_takes_part(make_site, tools):
+    site = make_site(tools.federation(learner=FrozenLearner(num_features=3, num_classes=2)))
+    runtime = tools.runtime(site.coordinator)
+    site.join("berlin", tools.data(1))
+    assert runtime.wait_for_clients(1, 30) == ("berlin",)
+    site.federation = tools.federation()
+    site.join("paris", tools.data(2)).join(30)
+    assert isinstance(site.problems["paris"], InputError)
+    assert "expected frozen parameters with hash efefefef, found none" in str(site.problems["paris"])

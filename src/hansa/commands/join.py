@@ -17,7 +17,7 @@ from hansa.core.errors import InputError
 from hansa.data.source import held_out
 from hansa.federation import Federation, Pair
 from hansa.network.participant import Participant
-from hansa.terminal import console
+from hansa.terminal import console, harmless
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
 
 
@@ -112,7 +112,8 @@ def _participant(file: Path, *, owner: Owner, name: str, store: Any, screen: Con
     app, federation = owner.app(file)
 
     def problem(error: Exception) -> None:
-        screen.print(f"[red]left out of this round[/red] {type(error).__name__}: {error}", soft_wrap=True)
+        reason = harmless(f"{type(error).__name__}: {error}")
+        screen.print(f"[red]left out of this round[/red] {reason}", soft_wrap=True)
 
     return Participant(
         federation,
@@ -131,6 +132,7 @@ def _offered(apps: Path, make: Callable[[Path], Participant]) -> Mapping[str, Ca
 
 def _tell(screen: Console, what: str, more: Mapping[str, Any]) -> None:
     """One line for what matters to the owner."""
+    more = {name: harmless(value) if isinstance(value, str) else value for name, value in more.items()}
     if what == "welcome":
         screen.print(f"welcome to run {more['run']}")
     elif what == "receipt" and more["task"] == "train":

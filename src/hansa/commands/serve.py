@@ -76,9 +76,11 @@ def run_serve(
             _wait_for_clients(screen, runtime, app, state)
             run = _train(app, coordinator, runtime, seed, state / "runs" / coordinator.run / "checkpoint", screen)
             folder = run.save(out or state / "runs" / coordinator.run)
+            coordinator.save_log(folder)
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
             left = runtime.finish()
+            coordinator.save_log(folder)  # again, with the end
             if left:
                 screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:

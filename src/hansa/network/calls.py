@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +13,7 @@ import httpx2 as httpx
 from hansa.core.errors import RunError
 from hansa.network import identity
 from hansa.network.messages import Refusal
+from hansa.network.signing import Signer
 from hansa.version import __version__
 
 LONGEST_WAIT_S = 20.0  # in one request, for work
@@ -21,12 +24,42 @@ class Unreachable(Exception):
     """No answer, or one that says to try again."""
 
 
-class Line:
-    """A client's line to the coordinator: each request is over TLS that trusts the federation's authority alone."""
+class Signed(httpx.Auth):
+    """Signs each request. Refused for its time or nonce, it is signed again once, if its body is still at hand."""
 
-    def __init__(self, url: str, authority: bytes, context: ssl.SSLContext) -> None:
+    def __init__(self, signer: Signer) -> None:
+        self.signer = signer
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """One request, or two."""
+        whole = isinstance(request.stream, httpx.ByteStream)
+        for _ in range(2):
+            request.headers.update(self._headers(request, whole))
+            answer = yield request
+            if answer.status_code != httpx.codes.UNAUTHORIZED:
+                return
+            answer.read()
+            if not self.signer.learn(_json(answer)) or not whole:
+                return
+
+    def _headers(self, request: httpx.Request, whole: bool) -> dict[str, str]:
+        """The headers that sign it; a body that is streamed is named by its Content-Range."""
+        target, part = request.url.raw_path, request.headers.get("Content-Range", "")
+        body = request.content if whole and not part else b""
+        return self.signer.headers(
+            request.method, target, digest=hashlib.sha256(body).digest() if body else None, part=part
+        )
+
+
+class Line:
+    """A client's line to the coordinator: each request is over TLS that trusts the federation's authority alone.
+
+    With a ``signer`` each is signed too.
+    """
+
+    def __init__(self, url: str, authority: bytes, context: ssl.SSLContext, signer: Signer | None = None) -> None:
         self.url, self._authority = url, authority
-        self._http = open_http(url, context)
+        self._http = open_http(url, context, None if signer is None else Signed(signer))
 
     def close(self) -> None:
         """Close its connections."""
@@ -43,30 +76,49 @@ class Line:
         except httpx.HTTPError as error:
             if _is_certificate_error(error):
                 raise RunError(_name_certificate(self.url, self._authority)) from error
+            if "ALERT_CERTIFICATE_EXPIRED" in str(error):
+                raise Refusal("expired", f"{place_of(self.url)}: expected a certificate in date, found ours") from error
             raise Unreachable(reason_of(error)) from error
         if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise Unreachable(f"the server answered {answer.status_code}")
         if not answer.is_success:
-            raise _refusal(self.url, answer)
+            refusal = _refusal(self.url, answer)
+            if isinstance(refusal, Refusal) and refusal.code in ("clock", "replay"):
+                raise Unreachable("the server asked for another signature")
+            raise refusal
         return answer.content
 
 
-def open_http(url: str, context: ssl.SSLContext) -> httpx.Client:
+def open_http(url: str, context: ssl.SSLContext, auth: httpx.Auth | None = None) -> httpx.Client:
     """Connections to a server; ``HTTPS_PROXY`` is honoured."""
     timeout = httpx.Timeout(30.0, connect=15.0, read=LONGEST_WAIT_S + 40.0)
-    return httpx.Client(base_url=url, verify=context, timeout=timeout, headers={"User-Agent": f"hansa/{__version__}"})
+    agent = {"User-Agent": f"hansa/{__version__}"}
+    return httpx.Client(base_url=url, verify=context, timeout=timeout, headers=agent, auth=auth)
 
 
 def _refusal(url: str, answer: httpx.Response) -> Refusal | RunError:
     """What an answer that is not a success says."""
     try:
         found = answer.json()
-        return Refusal(str(found["code"]), str(found["error"])[:2000])
+        return Refusal(str(found["code"]), _printable(str(found["error"])[:2000]))
     except (ValueError, KeyError, TypeError, AssertionError):
         return RunError(
             f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {answer.status_code}; "
             "is something else listening there, or a proxy answering?"
         )
+
+
+def _printable(text: str) -> str:
+    """A sentence of the server's, or of whoever answers for it, as a terminal may show it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _json(answer: httpx.Response) -> Any:
+    """What an answer's body says, or None."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None
 
 
 def _is_certificate_error(error: BaseException | None) -> bool:

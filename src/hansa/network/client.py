@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ from urllib.parse import quote
 
 from hansa.core.errors import InputError, ProtocolError, RunError
 from hansa.core.protocols import Slot
+from hansa.network import identity, renewal
 from hansa.network.calls import LONGEST_WAIT_S, Line, Unreachable
 from hansa.network.client_store import ClientStore
 from hansa.network.enrolment import Identity
 from hansa.network.messages import (
+    NO_FROZEN,
     PROTOCOL,
     Hello,
     Receipt,
@@ -34,6 +37,7 @@ from hansa.network.messages import (
     write,
 )
 from hansa.network.participant import Participant
+from hansa.network.receipts import check_receipt
 from hansa.version import __version__
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
@@ -56,17 +60,40 @@ class Connection:
         self.who, self.store, self.on_event = who, store, on_event
         self.stop = stop or threading.Event()
         self._first_delay_s, self._held = first_delay_s, dict[str, bytes]()
-        self._line = Line(who.url, who.authority_pem, who.context())
+        self._signer, self._receipts_key = who.signer(), b""
+        self.receipts_certificate = b""
+        self.has_ended = False  # the certificate: it can only sign its own renewal now
+        self._may_forget = True  # files of an identity before this one
+        self._line = self._open()
 
     def close(self) -> None:
         """Close what is open."""
         self._line.close()
 
-    def hello(self, fingerprints: tuple[str, ...]) -> Welcome:
-        """Say which apps this client's owner agreed to."""
-        body = write(Hello(protocol=PROTOCOL, version=__version__, fingerprints=fingerprints))
+    def hello(self, fingerprints: tuple[str, ...], frozen: str = "") -> Welcome:
+        """Say which apps this client's owner agreed to, and the hash of the one app's frozen parameters once known."""
+        body = write(Hello(protocol=PROTOCOL, version=__version__, fingerprints=fingerprints, frozen=frozen))
         self.store.list_body(body, kind="hello", protection="none: it holds fingerprints of apps")
-        return read_welcome(self._ask("POST", "/v1/hello", content=body))
+        welcome = read_welcome(self._ask("POST", "/v1/hello", content=body))
+        self._trust(welcome.receipts)
+        return welcome
+
+    def renew_if_due(self) -> None:
+        """Get the next certificate where less than a third of this one's life is left, or where it has ended."""
+        if not (self.has_ended or renewal.is_due(self.who, self._signer.now)):
+            return
+        self._line.close()
+        self._line = self._open()
+
+        def ask(body: bytes) -> bytes:
+            self.store.list_body(body, kind="certificate request", protection="none: it holds the public key")
+            return self._ask("POST", renewal.PATH, content=body)
+
+        self.who = renewal.renew(self.who, ask)
+        self._signer, self.has_ended, self._may_forget = self.who.signer(), False, True
+        self._line.close()
+        self._line = self._open()
+        self.say("renewed", ends=self.who.ends)
 
     def get_work(self, wait_s: float = LONGEST_WAIT_S) -> Work:
         """What to do next; waits at the server for up to ``wait_s``."""
@@ -94,7 +121,13 @@ class Connection:
     def put_report(self, run: str, slot: Slot, body: bytes) -> Receipt:
         """Send a report; the same bytes may be sent any number of times."""
         path = f"/v1/reports/{quote(run)}/{quote(str(slot), safe='')}"
-        return read_receipt(self._ask("PUT", path, content=body))
+        receipt = read_receipt(self._ask("PUT", path, content=body))
+        self.check(receipt, run, slot, hashlib.sha256(body).hexdigest())
+        return receipt
+
+    def check(self, receipt: Receipt, run: str, slot: Slot, sha256: str) -> None:
+        """Raise ``ProtocolError`` unless a receipt is for this report and signed by the federation's key for them."""
+        check_receipt(receipt, self._receipts_key, client=self.who.name, run=run, slot=str(slot), sha256=sha256)
 
     def goodbye(self) -> None:
         """Say that this client knows that the run is over."""
@@ -113,14 +146,34 @@ class Connection:
                 answer = self._line.ask(method, path, **request)
                 if told:
                     self.say("connected", url=self.who.url)
+                if self._may_forget:
+                    self.who.forget_other()
+                    self._may_forget = False
                 return answer
             except Unreachable as error:
+                if time.time() > self.who.ends and not self.has_ended:  # TLS fails without a word, or by the wrong one
+                    raise Refusal("expired", f"certificate of {self.who.name}: it seems to have ended") from error
                 if not told:
                     self.say("unreachable", url=self.who.url, reason=str(error))
                 told = True
             if self.stop.wait(delay * random.uniform(0.5, 1.0)):
                 raise Stopped("stopped while the server could not be reached")
             delay = min(2 * delay, _LONGEST_DELAY_S)
+
+    def _open(self) -> Line:
+        """A line on which each request is signed; a certificate that has ended is not shown, as TLS would refuse it."""
+        authority = self.who.authority_pem
+        context = identity.client_context(authority) if self.has_ended else self.who.context()
+        return Line(self.who.url, authority, context, self._signer)
+
+    def _trust(self, certificate: bytes) -> None:
+        """Know the key that signs receipts by its certificate, which the authority must have made; looked at once."""
+        key = self.store.get("receipts.key")
+        if key is None or self.store.get("receipts.pem") != certificate:
+            key = identity.key_of_receipts(certificate, self.who.authority_pem)
+            self.store.note("receipts.pem", certificate)
+            self.store.note("receipts.key", key)
+        self._receipts_key, self.receipts_certificate = key, certificate
 
 
 class Stopped(RunError):
@@ -134,21 +187,25 @@ def run_participant(connection: Connection, apps: Apps, *, stay: bool = False) -
     """Take part until the run is over; with ``stay``, in every run whose app the owner agreed to, for ever.
 
     ``connection.on_event(what, more)`` hears: ``welcome``, ``plan``, ``receipt``, ``released``, ``finished``,
-    ``unreachable``, ``connected``, ``another-app``. Raises ``InputError`` for another app, ``RunError`` when revoked.
+    ``unreachable``, ``connected``, ``another-app``, ``renewed``. Raises ``InputError`` for another app, ``RunError``
+    when revoked.
     """
     joined: _Joined | None = None
     while not connection.stop.is_set():
         try:
+            connection.renew_if_due()
             joined = joined or _join(connection, apps)
             if not joined.step(stay):
                 return
         except Refusal as error:
             if error.code == "hello-first":
                 joined = None
-            elif error.code == "another-app" and stay:
+            elif error.code == "expired" and not connection.has_ended:
+                connection.has_ended = True
+            elif error.code in ("another-app", "another-model") and stay:
                 connection.say("another-app", reason=str(error))
                 connection.stop.wait(_LONGEST_DELAY_S * random.uniform(0.5, 1.0))
-            elif error.code in ("another-app", "protocol"):
+            elif error.code in ("another-app", "another-model", "protocol"):
                 raise InputError(str(error)) from error
             else:
                 raise RunError(str(error)) from error
@@ -160,7 +217,11 @@ def _join(connection: Connection, apps: Apps) -> _Joined:
     welcome = connection.hello(tuple(offered))
     connection.store.enter(welcome.run)
     connection.say("welcome", run=welcome.run, fingerprint=welcome.fingerprint)
-    return _Joined(connection, apps, welcome, offered[welcome.fingerprint]())
+    participant = offered[welcome.fingerprint]()
+    if welcome.frozen:
+        frozen = getattr(participant.federation.learner, "frozen_hash", None) or NO_FROZEN
+        welcome = connection.hello((welcome.fingerprint,), frozen)
+    return _Joined(connection, apps, welcome, participant)
 
 
 @dataclass(frozen=True)
@@ -216,7 +277,7 @@ class _Joined:
             if error.code not in ("not-found", "not-asked"):
                 raise
             return  # the round went on without this client
-        connection.store.received(work.run, receipt)
+        connection.store.received(work.run, receipt, connection.receipts_certificate)
         connection.say("receipt", task=slot.task, round=slot.round, status=receipt.status, reason=receipt.reason)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from hansa.core.protocols import Slot
 from hansa.network.lock import take
-from hansa.network.messages import Receipt, Settlement
+from hansa.network.messages import Receipt, Settlement, write
 from hansa.wire import pack, unpack
 
 _COLUMNS = ("time", "run", "round", "kind", "bytes", "sha256", "protection")
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS answers (
     run TEXT, slot TEXT, task TEXT, round INTEGER, attempt INTEGER, asked_at TEXT, bytes INTEGER, status TEXT,
     reason TEXT, counted INTEGER, PRIMARY KEY (run, slot));
+CREATE TABLE IF NOT EXISTS receipts (
+    run TEXT, slot TEXT, status TEXT, body BLOB NOT NULL, signed_by BLOB NOT NULL, PRIMARY KEY (run, slot));
 """
 
 
@@ -46,6 +48,7 @@ class ClientStore:
         self._held: IO[str] | None = None
         self._fresh: dict[tuple[str, str, int, int], bytes] = {}  # secrets of which nothing has left
         self._receipts: list[tuple[str, str, str, str]] = []
+        self._proofs: list[tuple[str, str, str, bytes, bytes]] = []
         self._notes: dict[str, bytes] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._db = sqlite3.connect(
@@ -66,7 +69,7 @@ class ClientStore:
 
     def close(self) -> None:
         """Close the file and let go of the folder."""
-        if self._receipts or self._notes:
+        if self._receipts or self._proofs or self._notes:
             with self._write():
                 pass
         self._db.close()
@@ -120,9 +123,19 @@ class ClientStore:
             db.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._fresh.clear()
 
-    def received(self, run: str, receipt: Receipt) -> None:
-        """Note what became of a report, for ``hansa status``; written with the next transaction, to spare the disk."""
+    def received(self, run: str, receipt: Receipt, certificate: bytes = b"") -> None:
+        """Note what became of a report and keep its receipt; written with the next transaction, to spare the disk.
+
+        ``certificate`` (PEM) is that of the key which signed it: with ``authority.pem`` it proves the receipt.
+        """
         self._receipts.append((receipt.status, receipt.reason, run, receipt.slot))
+        self._proofs.append((run, receipt.slot, receipt.status, write(receipt), certificate))
+
+    def receipts(self) -> dict[str, int]:
+        """How many receipts are kept, by status."""
+        with self._lock:
+            rows = self._db.execute("SELECT status, COUNT(*) FROM receipts GROUP BY status ORDER BY status").fetchall()
+        return {status: count for status, count in rows}
 
     def answers(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest plans that this client answered, newest first: what was asked, sent, refused and counted."""
@@ -207,6 +220,7 @@ class ClientStore:
                 self._db.executemany(
                     "UPDATE answers SET status = ?, reason = ? WHERE run = ? AND slot = ?", self._receipts
                 )
+                self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?, ?)", self._proofs)
                 yield self._db
                 for key, value in self._notes.items():
                     self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
@@ -214,4 +228,4 @@ class ClientStore:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-            self._receipts, self._notes = [], {}
+            self._receipts, self._proofs, self._notes = [], [], {}

@@ -21,7 +21,9 @@ from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
 from hansa.network.blobs import Blobs
+from hansa.network.journal import append, save_log, sign_head
 from hansa.network.messages import (
+    NO_FROZEN,
     PROTOCOL,
     Enrol,
     Enrolled,
@@ -33,10 +35,11 @@ from hansa.network.messages import (
     Work,
     release_mark,
 )
+from hansa.network.receipts import Seal
 from hansa.network.registry import Registry, open_authority
 from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
-from hansa.network.store import Store
+from hansa.network.store import Store, put
 from hansa.network.traffic import Counts
 from hansa.version import __version__
 from hansa.wire import unpack_report
@@ -54,25 +57,24 @@ class Coordinator:
         self.store, self.federation, self.fingerprint = store, federation, fingerprint
         self.registry = Registry(store)
         self.authority = open_authority(store)
+        self.seal = Seal.open(self.authority)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
         self.run = open_run(store, fingerprint, settings)
-        self.rounds = Rounds(store, self.run)
+        self.rounds = Rounds(store, self.run, self.seal)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
         self.listeners: list[Callable[[], None]] = []
         self.num_params = federation.update_size()
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
+        with store.write() as db:
+            append(db, store.clock(), "started", "", {"run": self.run, "version": __version__})
 
     # -------------------------------------------------------------------------------------------- what clients ask
 
-    def enrol(self, message: Enrol) -> Enrolled:
+    def enrol(self, message: Enrol, *, address: str = "") -> Enrolled:
         """A certificate for a good token."""
-        return self.registry.enrol(message, self.authority)
-
-    def authenticate(self, der: bytes | None) -> str:
-        """The client that shows this certificate; ``Refusal`` when it is none of ours or was revoked."""
-        return self.registry.authenticate(None if der is None else hashlib.sha256(der).hexdigest())
+        return self.registry.enrol(message, self.authority, address=address)
 
     def hello(self, name: str, message: Hello) -> Welcome:
         """Let a client take part in the run, if its owner agreed to this app."""
@@ -89,9 +91,20 @@ class Coordinator:
                 f"hello: expected the app with fingerprint {self.fingerprint[:8]}..., found another app than the "
                 f"server's (fingerprint {found}); get the coordinator's app.py and join with it",
             )
-        self.registry.hello(name, self.run, message)
-        self._notify()
-        return Welcome(run=self.run, fingerprint=self.fingerprint, version=__version__)
+        frozen = str(getattr(self.federation.learner, "frozen_hash", None) or "")
+        if message.frozen and message.frozen != (frozen or NO_FROZEN):
+            raise Refusal(
+                "another-model",
+                f"hello: expected frozen parameters with hash {(frozen or NO_FROZEN)[:8]}, found {message.frozen[:8]}; "
+                "build_model must give the same ones everywhere: take the same files and versions as the coordinator",
+            )
+        if message.frozen or not frozen:
+            self.registry.hello(name, self.run, message)
+            self._notify()
+        certificate = self.seal.certificate
+        return Welcome(
+            run=self.run, fingerprint=self.fingerprint, version=__version__, receipts=certificate, frozen=frozen
+        )
 
     def work(self, name: str, *, acknowledged: int = 0, released: str = "") -> Work:
         """What a client is to do next. It says the last settlement it applied and the last release it keeps."""
@@ -169,7 +182,12 @@ class Coordinator:
     def release(self, number: int, vectors: dict[str, bytes]) -> None:
         """Publish the model of a round whose result is durable, and forget what only a replay of it would need."""
         released = Released(run=self.run, round=number, vectors=self.publish(vectors))
-        self.store.put("released", json.dumps([released.run, released.round, dict(released.vectors)]).encode())
+        if released != self.released:
+            stored = [released.run, released.round, dict(released.vectors)]
+            with self.store.write() as db:
+                put(db, "released", json.dumps(stored).encode())
+                what = {"run": self.run, "round": number, "vectors": dict(released.vectors)}
+                append(db, self.store.clock(), "released", "", what)
         reports, shown = self.rounds.forget(number)
         self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
@@ -178,9 +196,16 @@ class Coordinator:
     def finish(self) -> None:
         """Tell clients that the run is over."""
         self.counts.flush()
-        run = json.loads(self.store.get("run") or b"{}")
-        self.store.put("run", json.dumps({**run, "finished": True}).encode())
+        if not self.finished:
+            run = json.loads(self.store.get("run") or b"{}")
+            with self.store.write() as db:
+                put(db, "run", json.dumps({**run, "finished": True}).encode())
+                append(db, self.store.clock(), "finished", "", {"run": self.run})
         self.wake()
+
+    def save_log(self, folder: Path) -> Path:
+        """Write the audit log with its signed head, and the authority that proves it, to a run directory."""
+        return save_log(self.store, self.seal, self.authority.certificate, folder)
 
     @property
     def finished(self) -> bool:
@@ -210,8 +235,11 @@ class Coordinator:
             listener()
 
     def close(self) -> None:
-        """Write what is counted and let go of the state folder."""
+        """Write what is counted, sign the audit log, and let go of the state folder."""
         self.counts.flush()
+        with self.store.write() as db:
+            append(db, self.store.clock(), "stopped", "", {"run": self.run})
+        sign_head(self.store, self.seal)
         self.store.close()
 
     def _notify(self) -> None:
@@ -289,7 +317,7 @@ def _form(updates: Updates) -> str:
 
 def _plain(text: str) -> str:
     """A client's text without what no database or terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 __all__ = ["KINDS", "Coordinator", "open_run"]

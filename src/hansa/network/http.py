@@ -129,7 +129,9 @@ def _bind(host: str, port: int, backlog: int) -> socket.socket:
     """A listening socket."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
+        listener = socket.create_server((host, port), family=family, backlog=backlog)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it out of such sockets
+        return listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(

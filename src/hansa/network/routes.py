@@ -11,12 +11,19 @@ import contextlib
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
 
 from hansa.core.errors import HansaError
+from hansa.network import gate
+from hansa.network.checker import RENEW, Checker
 from hansa.network.coordinator import Coordinator
-from hansa.network.messages import CODES, Refusal, Work, read_enrol, read_hello, slot_of, write
+from hansa.network.gate import Gate
+from hansa.network.messages import Refusal, Work, read_enrol, read_hello, read_renew, slot_of, write
+from hansa.network.quotas import Quotas
+from hansa.network.registry import Caller
 
 LONGEST_WAIT_S = 20.0
 _SMALL_BODY = 64 * 1024
@@ -46,11 +53,13 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     """The routes of a coordinator."""
     bell = bell or Bell()
     app = FastAPI(openapi_url=None)
-    app.add_exception_handler(HansaError, _refused)
+    app.add_middleware(Gate, checker=Checker(coordinator.registry), quotas=Quotas())
+    for kind in (HansaError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _refused)
 
-    async def who(request: Request) -> str:
-        der = getattr(request.state, "certificate", None)
-        return await run_in_threadpool(coordinator.authenticate, der)
+    async def who(request: Request) -> Caller:
+        caller: Caller = request.state.caller  # set by the gate, which lets nobody else in
+        return caller
 
     def answer(body: bytes, kind: str) -> Response:
         coordinator.count(kind, "down", len(body))
@@ -63,7 +72,16 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     @app.post("/v1/enrol")
     async def enrol(request: Request) -> Response:
         body = await _body(request, _SMALL_BODY)
-        enrolled = await run_in_threadpool(coordinator.enrol, read_enrol(body))
+        address = request.client.host if request.client else ""
+        enrolled = await run_in_threadpool(coordinator.enrol, read_enrol(body), address=address)
+        coordinator.count("certificate request", "up", len(body))
+        return answer(write(enrolled), "certificate")
+
+    @app.post(RENEW)
+    async def renew(request: Request) -> Response:
+        name = await who(request)
+        body = await _body(request, _SMALL_BODY)
+        enrolled = await run_in_threadpool(coordinator.registry.renew, name, read_renew(body), coordinator.authority)
         coordinator.count("certificate request", "up", len(body))
         return answer(write(enrolled), "certificate")
 
@@ -78,7 +96,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     @app.get("/v1/work")
     async def work(request: Request, acknowledged: int = 0, released: str = "", wait: float = 0.0) -> Response:
         name = await who(request)
-        message = await _next_work(coordinator, bell, name, min(acknowledged, 2**62), released[:64], wait)
+        message = await _next_work(coordinator, bell, name, max(0, min(acknowledged, 2**62)), released[:64], wait)
         body = write(message)
         coordinator.count_work(name, message, len(body))
         return Response(body, media_type=_BINARY)
@@ -143,6 +161,11 @@ async def _body(request: Request, largest: int) -> bytes:
 
 
 def _refused(_request: Request, error: Exception) -> Response:
-    """An error as JSON with a fitting status."""
-    code = error.code if isinstance(error, Refusal) else "malformed"
-    return JSONResponse({"error": str(error), "code": code}, status_code=CODES[code])
+    """An error in the one form that every refusal has."""
+    if isinstance(error, HansaError):
+        return gate.answer(error)
+    status = getattr(error, "status_code", 400)
+    if status in (404, 405):
+        code = "not-found" if status == 404 else "method"
+        return gate.answer(Refusal(code, "expected a method and path of the protocol, found none such"))
+    return gate.answer(Refusal("malformed", "expected a request of the protocol's form, found another"))

@@ -136,6 +136,26 @@ counters = sa.Table(
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("bytes", sa.Integer, nullable=False),
 )
+renewals = sa.Table(  # the next certificate of a client, until it is used for the first time
+    "renewals",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("certificate_sha256", sa.String, nullable=False, unique=True),
+    sa.Column("certificate", sa.LargeBinary, nullable=False),
+    sa.Column("key_hash", sa.String, nullable=False),
+)
+audit = sa.Table(  # who did what; each line's hash covers the one before
+    "audit",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+    sa.Column("what", sa.String, nullable=False),  # JSON
+    sa.Column("hash", sa.String, nullable=False),
+    sa.Index("audit_by_kind", "kind", "number"),
+    sa.Index("audit_by_client", "kind", "who", "number"),
+)
 
 
 class Store:
