@@ -16,6 +16,7 @@ from rich.console import Console
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.terminal import console, progress
 from hansa.training.apps import App, load_app, with_settings
 from hansa.training.check import refuse_unfit
@@ -64,6 +65,7 @@ def run_serve(
         closing.callback(coordinator.close)
         server = serve_in_thread(coordinator, listen, url=url)
         closing.callback(server.close)
+        fail_point("coordinator.served")
         screen.print(f"{app.title}: serving on port {server.port}, clients use {server.url}")
         screen.print(f"app fingerprint {str(app.fingerprint)[:16]}, state {state}")
         runtime = NetworkRuntime(
@@ -75,7 +77,9 @@ def run_serve(
         if not coordinator.finished:
             _wait_for_clients(screen, runtime, app, state)
             run = _train(app, coordinator, runtime, seed, state / "runs" / coordinator.run / "checkpoint", screen)
+            fail_point("coordinator.run.trained")
             folder = run.save(out or state / "runs" / coordinator.run)
+            fail_point("coordinator.run.saved")
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
             left = runtime.finish()

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hansa.core.errors import ProtocolError
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import SHA256
 
 
@@ -37,13 +38,17 @@ class Blobs:
             with os.fdopen(handle, "wb") as file:
                 file.write(body)
                 file.flush()
+                fail_point("coordinator.blob.written")
                 os.fsync(file.fileno())
+            fail_point("coordinator.blob.synced")
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+        fail_point("coordinator.blob.renamed")
         sync_folder(self.folder)
+        fail_point("coordinator.blob.durable")
         return name
 
     def get(self, name: str) -> bytes:
@@ -91,5 +96,6 @@ def write_file(path: Path, body: bytes, *, private: bool = False) -> None:
         os.fsync(file.fileno())
     if not private:
         os.chmod(temporary, 0o644)
+    fail_point("file.written")
     os.replace(temporary, path)
     sync_folder(path.parent)

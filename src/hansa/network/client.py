@@ -19,6 +19,7 @@ from hansa.core.protocols import Slot
 from hansa.network.calls import LONGEST_WAIT_S, Line, Unreachable
 from hansa.network.client_store import ClientStore
 from hansa.network.enrolment import Identity
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import (
     PROTOCOL,
     Hello,
@@ -158,6 +159,7 @@ def _join(connection: Connection, apps: Apps) -> _Joined:
     """Say hello and build the participant of the app that the run asks for."""
     offered = apps()
     welcome = connection.hello(tuple(offered))
+    fail_point("client.run.welcomed")
     connection.store.enter(welcome.run)
     connection.say("welcome", run=welcome.run, fingerprint=welcome.fingerprint)
     return _Joined(connection, apps, welcome, offered[welcome.fingerprint]())
@@ -183,7 +185,9 @@ class _Joined:
         if work.plan is not None or work.released is not None:
             self.connection.keep_blobs(_vectors(work))
         if work.finished and work.plan is None:
+            fail_point("client.run.finished")
             self.connection.goodbye()
+            fail_point("client.goodbye.said")
             self.connection.say("finished", run=work.run)
             return stay
         return True
@@ -198,11 +202,13 @@ class _Joined:
                 raise
             return
         self.connection.store.note("released", release_mark(work.released).encode())
+        fail_point("client.release.noted")
         self.connection.say("released", round=work.released.round)
 
     def _answer(self, work: Work) -> None:
         """Work on a plan and send what comes of it."""
         connection = self.connection
+        fail_point("client.plan.received")
         try:
             if self.welcome.fingerprint in self.apps():
                 done = self.participant.handle(work, connection.get_blob)
@@ -211,12 +217,15 @@ class _Joined:
             assert done is not None
             slot, body = done
             connection.say("plan", task=slot.task, round=slot.round)
+            fail_point("client.report.sending")
             receipt = connection.put_report(work.run, slot, body)
+            fail_point("client.receipt.received")
         except Refusal as error:
             if error.code not in ("not-found", "not-asked"):
                 raise
             return  # the round went on without this client
         connection.store.received(work.run, receipt)
+        fail_point("client.receipt.noted")
         connection.say("receipt", task=slot.task, round=slot.round, status=receipt.status, reason=receipt.reason)
 
 

@@ -21,6 +21,7 @@ from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
 from hansa.network.blobs import Blobs
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import (
     PROTOCOL,
     Enrol,
@@ -56,6 +57,7 @@ class Coordinator:
         self.authority = open_authority(store)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
         self.run = open_run(store, fingerprint, settings)
+        fail_point("coordinator.run.opened")
         self.rounds = Rounds(store, self.run)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
@@ -126,10 +128,12 @@ class Coordinator:
         row = self.rounds.asked(slot, name)
         sha256 = hashlib.sha256(body).hexdigest()
         before = self.rounds.receipt(slot, name)
+        fail_point("coordinator.report.received")
         if before is None:
             arrival = self._check(slot, bool(row.learn), name, sha256, body)
             if not arrival.refused:
                 self.updates.put(body)
+            fail_point("coordinator.report.stored")
         else:
             arrival = Arrival(client=name, sha256=sha256, size=len(body))
         receipt = self.rounds.record(slot, arrival)
@@ -169,10 +173,14 @@ class Coordinator:
     def release(self, number: int, vectors: dict[str, bytes]) -> None:
         """Publish the model of a round whose result is durable, and forget what only a replay of it would need."""
         released = Released(run=self.run, round=number, vectors=self.publish(vectors))
+        fail_point("coordinator.release.stored")
         self.store.put("released", json.dumps([released.run, released.round, dict(released.vectors)]).encode())
+        fail_point("coordinator.release.named")
         reports, shown = self.rounds.forget(number)
+        fail_point("coordinator.release.forgotten")
         self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
+        fail_point("coordinator.release.cleaned")
         self.wake()
 
     def finish(self) -> None:
@@ -180,6 +188,7 @@ class Coordinator:
         self.counts.flush()
         run = json.loads(self.store.get("run") or b"{}")
         self.store.put("run", json.dumps({**run, "finished": True}).encode())
+        fail_point("coordinator.run.finished")
         self.wake()
 
     @property

@@ -14,6 +14,7 @@ from hansa.network import identity
 from hansa.network.blobs import write_file
 from hansa.network.calls import Line, Unreachable, not_ours, open_http, peer_of, place_of, reason_of
 from hansa.network.client_store import ClientStore
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import Enrol, Refusal, check_name, read_enrolled, write
 from hansa.network.token import JoinToken
 
@@ -74,6 +75,7 @@ def enrol(token: JoinToken, state_dir: Path, name: str | None = None) -> Identit
         request = _request(folder, chosen)
         message = write(Enrol(token=token.id, secret=token.secret, name=chosen, request=request))
         store.list_body(message, kind="certificate request", protection="none: it holds the public key")
+        fail_point("client.enrolment.listed")
         line = Line(token.url, authority, identity.client_context(authority))
         try:
             certificate = read_enrolled(line.ask("POST", "/v1/enrol", content=message)).certificate
@@ -87,10 +89,13 @@ def enrol(token: JoinToken, state_dir: Path, name: str | None = None) -> Identit
         ) from error
     finally:
         store.close()
+    fail_point("client.certificate.received")
     write_file(folder / "authority.pem", authority)
     write_file(folder / "client.pem", certificate)
+    fail_point("client.certificate.kept")
     fields = {"name": chosen, "url": token.url, "authority": token.authority}
     write_file(folder / "identity.json", json.dumps(fields).encode())  # last: now the identity is complete
+    fail_point("client.identity.kept")
     return Identity(folder, chosen, token.url, token.authority)
 
 
@@ -100,7 +105,9 @@ def _request(folder: Path, name: str) -> bytes:
     if not (key.exists() and request.exists()):
         made_key, made = identity.make_request(name)
         write_file(key, made_key, private=True)
+        fail_point("client.key.kept")
         write_file(request, made)
+        fail_point("client.request.kept")
     return request.read_bytes()
 
 

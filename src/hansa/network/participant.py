@@ -14,6 +14,7 @@ from hansa.core.protocols import Memory, Plan, Report, Slot
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair, array_hash, totals_of
 from hansa.network.client_store import ClientStore
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import ClientPlan, Released, Work, read_plan
 from hansa.network.released import keep_model
 from hansa.wire import pack_report, unpack
@@ -109,7 +110,9 @@ class Participant:
             reason = _safe(error)
             body = pack_report(Report(plan.slot, (), {}, {self.name: reason}), Raw())
             memory, scratch, kind = None, None, "refusal"
+        fail_point("client.training.done")
         self._list(run, plan.slot, kind, body)
+        fail_point("client.report.listed")
         self.store.commit(run, plan.slot, body, memory, scratch)
         return body
 

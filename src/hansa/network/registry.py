@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network.failpoints import fail_point
 from hansa.network.identity import Authority, fingerprint, request_key_hash
 from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, check_name
 from hansa.network.store import Store, clients, presence, token_uses, tokens
@@ -120,6 +121,8 @@ class Registry:
             db.execute(tokens.update().where(tokens.c.id == token.id).values(uses_left=tokens.c.uses_left - 1))
             use = upsert(token_uses).values(token=token.id, client=name, used_at=now)
             db.execute(use.on_conflict_do_update(index_elements=["token", "client"], set_={"used_at": now}))
+            fail_point("coordinator.client.enrolling")
+        fail_point("coordinator.client.enrolled")
         return Enrolled(name=name, certificate=certificate)
 
     def authenticate(self, certificate_sha256: str | None) -> str:
@@ -164,12 +167,14 @@ class Registry:
         with self.store.write() as db:
             here = upsert(presence).values(run=run, client=name, **row)
             db.execute(here.on_conflict_do_update(index_elements=["run", "client"], set_=row))
+        fail_point("coordinator.hello.noted")
 
     def goodbye(self, name: str, run: str) -> None:
         """Note that a client knows that the run is over."""
         with self.store.write() as db:
             chosen = presence.update().where(presence.c.run == run, presence.c.client == name)
             db.execute(chosen.values(said_goodbye=True))
+        fail_point("coordinator.goodbye.noted")
 
     def present(self, run: str, *, without_goodbye: bool = False) -> list[str]:
         """Names, sorted, of the clients that said hello in a run and were not revoked."""

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import Receipt, Refusal, Settlement
 from hansa.network.store import (
     Store,
@@ -78,6 +79,7 @@ class Rounds:
             for name, sha256 in named.items():
                 db.execute(vectors.insert().values(slot_id=row.id, name=name, sha256=sha256))
             db.execute(slots.update().where(slots.c.id == row.id).values(state="collecting"))
+            fail_point("coordinator.plan.showing")
 
     def next_plan(self, client: str) -> tuple[Slot, bytes] | None:
         """The oldest plan that a client has not answered, while its slot collects."""
@@ -151,6 +153,8 @@ class Rounds:
                     )
                 )
                 found = db.execute(sa.select(reports).where(mine)).one()
+                fail_point("coordinator.report.recording")
+        fail_point("coordinator.report.recorded")
         if found.sha256 != arrival.sha256:
             raise Refusal(
                 "conflict",
@@ -195,6 +199,8 @@ class Rounds:
                 state = "frozen" if forms and forms[usual] >= min_clients else "abandoned"
                 db.execute(slots.update().where(slots.c.id == row.id).values(state=state))
                 row = self._known(db, slot)
+                fail_point("coordinator.slot.freezing")
+        fail_point("coordinator.slot.frozen")
         if row.state == "abandoned":
             raise Abandoned(
                 f"{slot.task} round {slot.round}: expected reports of at least {min_clients} clients, found fewer; "
@@ -221,6 +227,7 @@ class Rounds:
             for name in names:
                 row = upsert(settlements).values(**where, client=name, counted=name in set(counted))
                 changed += db.execute(row.on_conflict_do_nothing()).rowcount
+            fail_point("coordinator.slot.settling")
         return bool(changed)
 
     def settled_since(self, client: str, number: int) -> tuple[Settlement, ...]:

@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, JSONResponse
 
 from hansa.core.errors import HansaError
 from hansa.network.coordinator import Coordinator
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import CODES, Refusal, Work, read_enrol, read_hello, slot_of, write
 
 LONGEST_WAIT_S = 20.0
@@ -99,6 +100,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
         largest = await run_in_threadpool(coordinator.largest_report, name, where)
         body = await _body(request, largest)
         receipt = await run_in_threadpool(coordinator.report, name, where, body)
+        fail_point("coordinator.receipt.ready")
         return answer(write(receipt), "receipt")
 
     @app.post("/v1/goodbye")

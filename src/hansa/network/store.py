@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 
 _SCHEMA = "1"
@@ -150,6 +151,7 @@ class Store:
         self._lock: Any = None
         with self.write() as db:
             metadata.create_all(db)
+        fail_point("coordinator.store.created")
         if (found := self.get("schema") or _SCHEMA.encode()) != _SCHEMA.encode():
             raise InputError(
                 f"{folder}: expected a state folder of schema {_SCHEMA}, found {found.decode()}; "
@@ -198,6 +200,7 @@ class Store:
             f"{_plain(self.folder)}: expected a state folder that no coordinator is serving, found one at work "
             "(process {process}); stop it, or use another --state",
         )
+        fail_point("coordinator.store.locked")
 
     def close(self) -> None:
         """Close every connection and let the next coordinator in."""
