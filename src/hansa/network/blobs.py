@@ -32,6 +32,7 @@ class Blobs:
         name = hashlib.sha256(body).hexdigest()
         path = self.folder / name
         if path.exists():
+            sync_folder(self.folder)  # who renamed it may have been killed before this
             return name
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
         try:
@@ -89,7 +90,10 @@ def sync_folder(folder: Path) -> None:
 def write_file(path: Path, body: bytes, *, private: bool = False) -> None:
     """Replace ``path`` by one rename; ``private`` files can be read by their owner alone, from the first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mkstemp makes it 0600
+    prefix = f".new-{path.name}-"
+    for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)  # mkstemp makes it 0600
     with os.fdopen(handle, "wb") as file:
         file.write(body)
         file.flush()
