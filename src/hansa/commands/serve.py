@@ -82,9 +82,9 @@ def run_serve(
             fail_point("coordinator.run.saved")
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
-            left = runtime.finish()
-            if left:
-                screen.print(f"not yet told that the run is over: {', '.join(left)}")
+        left = runtime.finish()  # after a restart too: some may not know yet
+        if left:
+            screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
             time.sleep(3600)
 
@@ -200,18 +200,19 @@ def _train(
 
 
 def _release_again(point: Checkpoint, runtime: NetworkRuntime) -> None:
-    """A crash may have come between a round's checkpoint and its release."""
-    newest = runtime.coordinator.released
-    if point.next_round and (newest is None or newest.round < point.next_round - 1):
+    """A crash may have come between a round's checkpoint and the end of its release; done twice, it is the same."""
+    if point.next_round:
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
         runtime.release(point.next_round - 1, point.state.algorithm["params"], constants)
 
 
 def _refuse_done(store: Store, fingerprint: str, settings: str, stay: bool) -> None:
-    """A finished run is not begun again by a restart."""
+    """A finished run is not begun again by a restart, which only tells those who do not know that it is over."""
+    from hansa.network.registry import Registry
+
     run = json.loads(store.get("run") or b"{}")
     same = run.get("fingerprint") == fingerprint and run.get("settings") == settings
-    if run.get("finished") and same and not stay:
+    if run.get("finished") and same and not stay and not Registry(store).present(run["id"], without_goodbye=True):
         raise InputError(
             f"run {run['id']} of this app and seed is done; give another --out or --seed for a new one, "
             "or --stay to go on serving"

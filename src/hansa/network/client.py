@@ -6,6 +6,7 @@ a proxy that opens TLS is noticed and named.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import threading
@@ -38,6 +39,7 @@ from hansa.network.participant import Participant
 from hansa.version import __version__
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
+_GOODBYES = 5  # tries, some ten seconds
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
@@ -98,16 +100,17 @@ class Connection:
         return read_receipt(self._ask("PUT", path, content=body))
 
     def goodbye(self) -> None:
-        """Say that this client knows that the run is over."""
-        self._ask("POST", "/v1/goodbye")
+        """Say that this client knows that the run is over; a coordinator that is gone for good is not waited for."""
+        with contextlib.suppress(Unreachable):
+            self._ask("POST", "/v1/goodbye", tries=_GOODBYES)
 
     def say(self, what: str, **more: Any) -> None:
         """Tell whoever listens."""
         if self.on_event:
             self.on_event(what, more)
 
-    def _ask(self, method: str, path: str, **request: Any) -> bytes:
-        """One request, until it is answered. Raises ``Refusal`` when the answer is no."""
+    def _ask(self, method: str, path: str, *, tries: int | None = None, **request: Any) -> bytes:
+        """One request, until it is answered, or ``tries`` times. Raises ``Refusal`` when the answer is no."""
         delay, told = self._first_delay_s, False
         while True:
             try:
@@ -116,6 +119,9 @@ class Connection:
                     self.say("connected", url=self.who.url)
                 return answer
             except Unreachable as error:
+                tries = None if tries is None else tries - 1
+                if tries == 0:
+                    raise
                 if not told:
                     self.say("unreachable", url=self.who.url, reason=str(error))
                 told = True

@@ -127,7 +127,7 @@ def _authority(token: JoinToken) -> bytes:
     except httpx.HTTPError as error:
         raise RunError(
             f"{place_of(token.url)}: expected the coordinator to answer, found {reason_of(error)}; "
-            "is it running, and may this machine call it? HTTPS_PROXY is honoured"
+            "is it running, and may this machine call it? HTTPS_PROXY is honoured; then try the same command again"
         ) from error
     if not _is_certificate(found, token.authority):
         raise InputError(not_ours(token.url, peer, token.authority))
