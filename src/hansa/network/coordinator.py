@@ -284,7 +284,16 @@ def _fault(updates: Updates, must_be_finite: bool) -> str:
     columns = [column for name, column in updates.tail.items() if name != "train_loss"]
     if must_be_finite and not (chain.finite_rows(updates.values).all() and all(np.isfinite(c).all() for c in columns)):
         return "update is not finite"
+    if must_be_finite and not _has_length(updates.values):
+        return "update is too large"
     return ""
+
+
+def _has_length(values: Any) -> bool:
+    """Whether rows' squared lengths are numbers: sums of anything longer may not be."""
+    with np.errstate(over="ignore"):
+        rows = np.asarray(values)
+        return rows.dtype.kind != "f" or bool(np.isfinite(np.einsum("np,np->n", rows, rows)).all())
 
 
 def _form(updates: Updates) -> str:

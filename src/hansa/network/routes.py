@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request, Response
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse
 
@@ -18,6 +19,7 @@ from hansa.core.errors import HansaError
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import CODES, Refusal, Work, read_enrol, read_hello, slot_of, write
+from hansa.network.store import is_busy
 
 LONGEST_WAIT_S = 20.0
 _SMALL_BODY = 64 * 1024
@@ -48,6 +50,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     bell = bell or Bell()
     app = FastAPI(openapi_url=None)
     app.add_exception_handler(HansaError, _refused)
+    app.add_exception_handler(OperationalError, _busy)
 
     async def who(request: Request) -> str:
         der = getattr(request.state, "certificate", None)
@@ -148,3 +151,11 @@ def _refused(_request: Request, error: Exception) -> Response:
     """An error as JSON with a fitting status."""
     code = error.code if isinstance(error, Refusal) else "malformed"
     return JSONResponse({"error": str(error), "code": code}, status_code=CODES[code])
+
+
+def _busy(_request: Request, error: Exception) -> Response:
+    """Another process keeps the database to itself: nothing was kept, and a client comes again."""
+    if not is_busy(error):
+        raise error
+    said = {"error": "the coordinator's database is in use by another process; try again", "code": "busy"}
+    return JSONResponse(said, status_code=503, headers={"Retry-After": "2"})
