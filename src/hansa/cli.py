@@ -42,6 +42,14 @@ def main() -> None:
             raise
         sys.stderr.write(f"hansa: {error}\n")
         sys.exit(error.exit_status)
+    except MemoryError:
+        if debug:
+            raise
+        sys.stderr.write(
+            "hansa: expected enough memory, found none left; what was committed is safe: serve and join go on by the "
+            "same line on a machine with more\n"
+        )
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             sys.stderr.write(

@@ -44,3 +44,10 @@ def test_what_is_not_kept_is_removed_with_what_a_crash_left(tmp_path):
 def test_a_private_file_is_its_owners_alone(tmp_path):
     write_file(tmp_path / "key", b"secret", private=True)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_of_the_same_file(tmp_path):
+    for name in (".new-key-1", ".new-key-2", ".new-other-1"):
+        (tmp_path / name).write_bytes(b"half")
+    write_file(tmp_path / "key", b"secret")
+    assert {path.name for path in tmp_path.iterdir()} == {"key", ".new-other-1"}

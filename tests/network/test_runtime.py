@@ -14,6 +14,7 @@ from hansa.core.protocols import Ask, Report, Slot, Updates
 from hansa.core.round import Context, ServerState, server_round
 from hansa.data.prepare import Standardize
 from hansa.learners.linear import LinearLearner
+from hansa.network import client
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import Refusal, read_plan
 from hansa.network.runtime import NetworkRuntime
@@ -319,6 +320,18 @@ def test_requests_go_on_after_the_server_was_away_and_say_so_once(site, tools):
     assert connection.get_work(wait_s=0).plan is None
     back.join(30)
     assert heard == ["unreachable", "connected"]
+    connection.close()
+    store.close()
+
+
+def test_a_goodbye_to_a_coordinator_that_is_gone_for_good_is_given_up(site, tools, monkeypatch):
+    monkeypatch.setattr(client, "_GOODBYES", 3)
+    store, heard = ClientStore(site.folder / "berlin"), []
+    connection = site.connect("berlin", store, lambda what, more: heard.append(what))
+    connection.hello((tools.app,))
+    site.close()
+    connection.goodbye()
+    assert heard == ["unreachable"]
     connection.close()
     store.close()
 

@@ -81,10 +81,10 @@ def run_join(
         try_once(screen, federation, name or "client", owner.loader(app, name or "client"), folder)
         return
     federation.check_data(owner.loader(app, name or "client")(), name or "client")
-    who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
-    screen.print(f"{who.name}: joined {who.url}, state {folder}")
     store = ClientStore(folder)
     store.lock()
+    who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
+    screen.print(f"{who.name}: joined {who.url}, state {folder}")
     make = partial(_participant, owner=owner, name=who.name, store=store, screen=screen)
     with closing(Connection(who, store, on_event=partial(_tell, screen))) as connection:
         _on_terminate(connection.stop.set)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hansa.core.errors import ProtocolError
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import SHA256
 
 
@@ -31,19 +32,24 @@ class Blobs:
         name = hashlib.sha256(body).hexdigest()
         path = self.folder / name
         if path.exists():
+            sync_folder(self.folder)  # who renamed it may have been killed before this
             return name
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(body)
                 file.flush()
+                fail_point("coordinator.blob.written")
                 os.fsync(file.fileno())
+            fail_point("coordinator.blob.synced")
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+        fail_point("coordinator.blob.renamed")
         sync_folder(self.folder)
+        fail_point("coordinator.blob.durable")
         return name
 
     def get(self, name: str) -> bytes:
@@ -84,12 +90,16 @@ def sync_folder(folder: Path) -> None:
 def write_file(path: Path, body: bytes, *, private: bool = False) -> None:
     """Replace ``path`` by one rename; ``private`` files can be read by their owner alone, from the first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mkstemp makes it 0600
+    prefix = f".new-{path.name}-"
+    for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)  # mkstemp makes it 0600
     with os.fdopen(handle, "wb") as file:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
     if not private:
         os.chmod(temporary, 0o644)
+    fail_point("file.written")
     os.replace(temporary, path)
     sync_folder(path.parent)

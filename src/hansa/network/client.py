@@ -6,6 +6,7 @@ a proxy that opens TLS is noticed and named.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import threading
@@ -21,6 +22,7 @@ from hansa.network import identity, renewal
 from hansa.network.calls import LONGEST_WAIT_S, Line, Unreachable
 from hansa.network.client_store import ClientStore
 from hansa.network.enrolment import Identity
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import (
     NO_FROZEN,
     PROTOCOL,
@@ -41,6 +43,7 @@ from hansa.network.receipts import check_receipt
 from hansa.version import __version__
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
+_GOODBYES = 5  # tries, some ten seconds
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
@@ -130,16 +133,17 @@ class Connection:
         check_receipt(receipt, self._receipts_key, client=self.who.name, run=run, slot=str(slot), sha256=sha256)
 
     def goodbye(self) -> None:
-        """Say that this client knows that the run is over."""
-        self._ask("POST", "/v1/goodbye")
+        """Say that this client knows that the run is over; a coordinator that is gone for good is not waited for."""
+        with contextlib.suppress(Unreachable):
+            self._ask("POST", "/v1/goodbye", tries=_GOODBYES)
 
     def say(self, what: str, **more: Any) -> None:
         """Tell whoever listens."""
         if self.on_event:
             self.on_event(what, more)
 
-    def _ask(self, method: str, path: str, **request: Any) -> bytes:
-        """One request, until it is answered. Raises ``Refusal`` when the answer is no."""
+    def _ask(self, method: str, path: str, *, tries: int | None = None, **request: Any) -> bytes:
+        """One request, until it is answered, or ``tries`` times. Raises ``Refusal`` when the answer is no."""
         delay, told = self._first_delay_s, False
         while True:
             try:
@@ -153,6 +157,9 @@ class Connection:
             except Unreachable as error:
                 if time.time() > self.who.ends and not self.has_ended:  # TLS fails without a word, or by the wrong one
                     raise Refusal("expired", f"certificate of {self.who.name}: it seems to have ended") from error
+                tries = None if tries is None else tries - 1
+                if tries == 0:
+                    raise
                 if not told:
                     self.say("unreachable", url=self.who.url, reason=str(error))
                 told = True
@@ -215,6 +222,7 @@ def _join(connection: Connection, apps: Apps) -> _Joined:
     """Say hello and build the participant of the app that the run asks for."""
     offered = apps()
     welcome = connection.hello(tuple(offered))
+    fail_point("client.run.welcomed")
     connection.store.enter(welcome.run)
     connection.say("welcome", run=welcome.run, fingerprint=welcome.fingerprint)
     participant = offered[welcome.fingerprint]()
@@ -244,7 +252,9 @@ class _Joined:
         if work.plan is not None or work.released is not None:
             self.connection.keep_blobs(_vectors(work))
         if work.finished and work.plan is None:
+            fail_point("client.run.finished")
             self.connection.goodbye()
+            fail_point("client.goodbye.said")
             self.connection.say("finished", run=work.run)
             return stay
         return True
@@ -259,11 +269,13 @@ class _Joined:
                 raise
             return
         self.connection.store.note("released", release_mark(work.released).encode())
+        fail_point("client.release.noted")
         self.connection.say("released", round=work.released.round)
 
     def _answer(self, work: Work) -> None:
         """Work on a plan and send what comes of it."""
         connection = self.connection
+        fail_point("client.plan.received")
         try:
             if self.welcome.fingerprint in self.apps():
                 done = self.participant.handle(work, connection.get_blob)
@@ -272,12 +284,15 @@ class _Joined:
             assert done is not None
             slot, body = done
             connection.say("plan", task=slot.task, round=slot.round)
+            fail_point("client.report.sending")
             receipt = connection.put_report(work.run, slot, body)
+            fail_point("client.receipt.received")
         except Refusal as error:
             if error.code not in ("not-found", "not-asked"):
                 raise
             return  # the round went on without this client
         connection.store.received(work.run, receipt, connection.receipts_certificate)
+        fail_point("client.receipt.noted")
         connection.say("receipt", task=slot.task, round=slot.round, status=receipt.status, reason=receipt.reason)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 from hansa.network.messages import Receipt, Settlement, write
 from hansa.wire import pack, unpack
@@ -121,6 +122,8 @@ class ClientStore:
             row = (run, str(slot), slot.task, slot.round, slot.attempt, when, len(body))
             columns = "run, slot, task, round, attempt, asked_at, bytes"
             db.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            fail_point("client.outbox.committing")
+        fail_point("client.outbox.committed")
         self._fresh.clear()
 
     def received(self, run: str, receipt: Receipt, certificate: bytes = b"") -> None:
@@ -163,6 +166,8 @@ class ClientStore:
                 db.execute(f"UPDATE answers SET counted = ? {where}", (int(one.counted), *key))
                 row = ("acknowledged", str(one.number).encode())
                 db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", row)
+            fail_point("client.settlement.applying")
+        fail_point("client.settlement.applied")
 
     def enter(self, run: str) -> None:
         """Begin or go on with a run: what is left of other runs is forgotten."""
@@ -171,6 +176,7 @@ class ClientStore:
         with self._write() as db:
             for table in ("memory", "attempts", "outbox"):
                 db.execute(f"DELETE FROM {table} WHERE run != ?", (run,))
+        fail_point("client.run.entered")
         self._run = run
 
     @property

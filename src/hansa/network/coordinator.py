@@ -21,6 +21,7 @@ from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
 from hansa.network.blobs import Blobs
+from hansa.network.failpoints import fail_point
 from hansa.network.journal import append, save_log, sign_head
 from hansa.network.messages import (
     NO_FROZEN,
@@ -60,6 +61,7 @@ class Coordinator:
         self.seal = Seal.open(self.authority)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
         self.run = open_run(store, fingerprint, settings)
+        fail_point("coordinator.run.opened")
         self.rounds = Rounds(store, self.run, self.seal)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
@@ -139,10 +141,12 @@ class Coordinator:
         row = self.rounds.asked(slot, name)
         sha256 = hashlib.sha256(body).hexdigest()
         before = self.rounds.receipt(slot, name)
+        fail_point("coordinator.report.received")
         if before is None:
             arrival = self._check(slot, bool(row.learn), name, sha256, body)
             if not arrival.refused:
                 self.updates.put(body)
+            fail_point("coordinator.report.stored")
         else:
             arrival = Arrival(client=name, sha256=sha256, size=len(body))
         receipt = self.rounds.record(slot, arrival)
@@ -182,15 +186,19 @@ class Coordinator:
     def release(self, number: int, vectors: dict[str, bytes]) -> None:
         """Publish the model of a round whose result is durable, and forget what only a replay of it would need."""
         released = Released(run=self.run, round=number, vectors=self.publish(vectors))
+        fail_point("coordinator.release.stored")
         if released != self.released:
             stored = [released.run, released.round, dict(released.vectors)]
             with self.store.write() as db:
                 put(db, "released", json.dumps(stored).encode())
                 what = {"run": self.run, "round": number, "vectors": dict(released.vectors)}
                 append(db, self.store.clock(), "released", "", what)
+        fail_point("coordinator.release.named")
         reports, shown = self.rounds.forget(number)
+        fail_point("coordinator.release.forgotten")
         self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
+        fail_point("coordinator.release.cleaned")
         self.wake()
 
     def finish(self) -> None:
@@ -201,6 +209,7 @@ class Coordinator:
             with self.store.write() as db:
                 put(db, "run", json.dumps({**run, "finished": True}).encode())
                 append(db, self.store.clock(), "finished", "", {"run": self.run})
+        fail_point("coordinator.run.finished")
         self.wake()
 
     def save_log(self, folder: Path) -> Path:
@@ -303,7 +312,16 @@ def _fault(updates: Updates, must_be_finite: bool) -> str:
     columns = [column for name, column in updates.tail.items() if name != "train_loss"]
     if must_be_finite and not (chain.finite_rows(updates.values).all() and all(np.isfinite(c).all() for c in columns)):
         return "update is not finite"
+    if must_be_finite and not _has_length(updates.values):
+        return "update is too large"
     return ""
+
+
+def _has_length(values: Any) -> bool:
+    """Whether rows' squared lengths are numbers: sums of anything longer may not be."""
+    with np.errstate(over="ignore"):
+        rows = np.asarray(values)
+        return rows.dtype.kind != "f" or bool(np.isfinite(np.einsum("np,np->n", rows, rows)).all())
 
 
 def _form(updates: Updates) -> str:

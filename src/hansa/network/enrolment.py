@@ -18,6 +18,7 @@ from hansa.network import identity
 from hansa.network.blobs import write_file
 from hansa.network.calls import Line, Unreachable, not_ours, open_http, peer_of, place_of, reason_of
 from hansa.network.client_store import ClientStore
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import Enrol, Refusal, check_name, read_enrolled, write
 from hansa.network.signing import Signer
 from hansa.network.token import JoinToken
@@ -122,10 +123,13 @@ def enrol(token: JoinToken, state_dir: Path, name: str | None = None) -> Identit
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     stem = _FIRST if known is None else known.other_stem
     authority, certificate = _ask(token, state_dir, chosen, stem)
+    fail_point("client.certificate.received")
     write_file(folder / "authority.pem", authority)
     write_file(folder / f"{stem}.pem", certificate)
+    fail_point("client.certificate.kept")
     made = Identity(folder, chosen, token.url, token.authority, stem, token=token.id).dated()
     made.save()  # last: now the identity is complete
+    fail_point("client.identity.kept")
     (folder / f"{stem}.csr").unlink(missing_ok=True)
     return made
 
@@ -138,6 +142,7 @@ def _ask(token: JoinToken, state_dir: Path, name: str, stem: str) -> tuple[bytes
         request = _request(state_dir / "identity", name, stem)
         message = write(Enrol(token=token.id, secret=token.secret, name=name, request=request))
         store.list_body(message, kind="certificate request", protection="none: it holds the public key")
+        fail_point("client.enrolment.listed")
         line = Line(token.url, authority, identity.client_context(authority))
         try:
             return authority, read_enrolled(line.ask("POST", "/v1/enrol", content=message)).certificate
@@ -159,7 +164,9 @@ def _request(folder: Path, name: str, stem: str) -> bytes:
     if not (key.exists() and request.exists()):
         made_key, made = identity.make_request(name)
         write_file(key, made_key, private=True)
+        fail_point("client.key.kept")
         write_file(request, made)
+        fail_point("client.request.kept")
     return request.read_bytes()
 
 
@@ -179,7 +186,7 @@ def _authority(token: JoinToken) -> bytes:
     except httpx.HTTPError as error:
         raise RunError(
             f"{place_of(token.url)}: expected the coordinator to answer, found {reason_of(error)}; "
-            "is it running, and may this machine call it? HTTPS_PROXY is honoured"
+            "is it running, and may this machine call it? HTTPS_PROXY is honoured; then try the same command again"
         ) from error
     if not _is_certificate(found, token.authority):
         raise InputError(not_ours(token.url, peer, token.authority))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hansa.core.errors import InputError, ProtocolError
 from hansa.network.blobs import write_file
+from hansa.network.failpoints import fail_point
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -49,7 +50,9 @@ class Authority:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             made_key, made = _self_signed()
             write_file(key, made_key, private=True)
+            fail_point("coordinator.authority.keyed")
             write_file(certificate, made)
+            fail_point("coordinator.authority.made")
         return Authority(folder, certificate.read_bytes(), key.read_bytes())
 
     @property
@@ -82,6 +85,7 @@ class Authority:
         certificate = self._sign(key.public_key(), hosts[0], _SERVER_DAYS * _DAY_S, "server", hosts=hosts)
         paths = self.folder / "server.pem", self.folder / "server.key"
         write_file(paths[1], _private_pem(key), private=True)
+        fail_point("coordinator.server.keyed")
         write_file(paths[0], certificate)
         return paths
 

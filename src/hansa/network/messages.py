@@ -222,7 +222,9 @@ def read_hello(body: bytes) -> Hello:
 def read_welcome(body: bytes) -> Welcome:
     """The coordinator's answer to a hello."""
     names = {"run": str, "fingerprint": str, "version": str, "receipts": bytes, "frozen": str}
-    return Welcome(**_fields(unpack(body), "welcome", **names))
+    tree = _fields(unpack(body), "welcome", **names)
+    _check_run(tree["run"])
+    return Welcome(**tree)
 
 
 def read_work(body: bytes) -> Work:
@@ -234,7 +236,9 @@ def read_work(body: bytes) -> Work:
     released = None
     if tree["released"] is not None:
         fields = _fields(tree["released"], "released", run=str, round=int, vectors=dict)
+        _check_run(fields["run"])  # it will name a folder
         released = Released(**{**fields, "vectors": _hashes(fields["vectors"])})
+    _check_run(tree["run"])
     plan = None if tree["plan"] is None else tree["plan"].tobytes()
     return Work(**{**tree, "plan": plan, "settlements": settled, "released": released})
 
@@ -305,6 +309,12 @@ def check_name(name: str) -> str:
             f"client name: expected 1 to 64 letters, digits, dots, dashes or underscores, found {name[:80]!r}"
         )
     return name
+
+
+def _check_run(run: str) -> None:
+    """A run's id is a plain name, whatever a server says."""
+    if not NAME.fullmatch(run):
+        _fail("run", "an id of letters, digits, dots, dashes or underscores")
 
 
 def _tree(message: Any) -> Any:

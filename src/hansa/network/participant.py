@@ -14,6 +14,7 @@ from hansa.core.protocols import Memory, Plan, Report, Slot
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair, array_hash, totals_of
 from hansa.network.client_store import ClientStore
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import ClientPlan, Released, Work, read_plan
 from hansa.network.released import keep_model
 from hansa.wire import pack_report, unpack
@@ -75,6 +76,14 @@ class Participant:
     def keep(self, released: Released, fetch: Fetch) -> None:
         """Keep the newest released model as a run directory at ``STATE/model``, replaced by one rename."""
         vectors = {name: unpack(fetch(sha256)) for name, sha256 in released.vectors.items()}
+        size = self.federation.learner.layout.num_params
+        if (
+            not all(getattr(vector, "ndim", None) == 1 for vector in vectors.values())
+            or len(vectors.get("params", ())) < size
+        ):
+            raise ProtocolError(
+                f"release: expected vectors, and {size} parameters; found others; do not trust this server"
+            )
         keep_model(self.store.folder, released, self.federation.learner.layout, vectors, self.app)
 
     def rehearse(self, plan: Plan) -> bytes:
@@ -96,6 +105,7 @@ class Participant:
         secret = Key(self.store.secret(run, plan.slot))
         try:
             codec = self.federation.codec(plan.slot)
+            self._check_size(plan)
             report, new, kept = self._exchange(run, plan, secret)
             held = self.store.memory(run)
             memory = {**held, **{name: rows[0] for name, rows in new.arrays.items()}} if new.clients else None
@@ -109,9 +119,17 @@ class Participant:
             reason = _safe(error)
             body = pack_report(Report(plan.slot, (), {}, {self.name: reason}), Raw())
             memory, scratch, kind = None, None, "refusal"
+        fail_point("client.training.done")
         self._list(run, plan.slot, kind, body)
+        fail_point("client.report.listed")
         self.store.commit(run, plan.slot, body, memory, scratch)
         return body
+
+    def _check_size(self, plan: Plan) -> None:
+        """Parameters of another length than this client's own model are not worked on."""
+        size, params = self.federation.learner.layout.num_params, plan.broadcast.get("params")
+        if params is not None and getattr(params, "shape", None) != (size,):
+            raise ProtocolError(f"plan: expected {size} parameters, found {getattr(params, 'shape', None)}")
 
     def _list(self, run: str, slot: Slot, kind: str, body: bytes) -> None:
         """A line in ``sent.csv``, before the report can leave: after a crash it may list more than left, never less."""

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network.failpoints import fail_point
 from hansa.network.identity import Authority, fingerprint, request_key_hash
 from hansa.network.journal import append, append_of_strangers, append_seldom
 from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, Renew, check_name
@@ -147,6 +148,8 @@ class Registry:
             db.execute(renewals.delete().where(renewals.c.name == name))
             what = {"certificate": row["certificate_sha256"], "again": client is not None}
             append(db, now, "enrolled", name, what)
+            fail_point("coordinator.client.enrolling")
+        fail_point("coordinator.client.enrolled")
         return Enrolled(name=name, certificate=certificate)
 
     def renew(self, caller: Caller, message: Renew, authority: Authority) -> Enrolled:
@@ -244,12 +247,14 @@ class Registry:
             here = upsert(presence).values(run=run, client=name, **row)
             db.execute(here.on_conflict_do_update(index_elements=["run", "client"], set_=row))
             append_seldom(db, now, "hello", name, {"run": run, "version": row["version"]})
+        fail_point("coordinator.hello.noted")
 
     def goodbye(self, name: str, run: str) -> None:
         """Note that a client knows that the run is over."""
         with self.store.write() as db:
             chosen = presence.update().where(presence.c.run == run, presence.c.client == name)
             db.execute(chosen.values(said_goodbye=True))
+        fail_point("coordinator.goodbye.noted")
 
     def present(self, run: str, *, without_goodbye: bool = False) -> list[str]:
         """Names, sorted, of the clients that said hello in a run and were not revoked."""

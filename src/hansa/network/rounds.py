@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.network.journal import append, append_seldom
 from hansa.network.messages import Receipt, Refusal, Settlement
 from hansa.network.receipts import Seal
@@ -83,6 +84,7 @@ class Rounds:
             for name, sha256 in named.items():
                 db.execute(vectors.insert().values(slot_id=row.id, name=name, sha256=sha256))
             db.execute(slots.update().where(slots.c.id == row.id).values(state="collecting"))
+            fail_point("coordinator.plan.showing")
 
     def next_plan(self, client: str) -> tuple[Slot, bytes] | None:
         """The oldest plan that a client has not answered, while its slot collects."""
@@ -160,8 +162,10 @@ class Rounds:
                 more = {"reason": found.reason} if found.reason else {}
                 told = {"sha256": found.sha256, "size": found.size, **more}
                 self._log(db, "report", arrival.client, slot=str(slot), status=status, **told)
+                fail_point("coordinator.report.recording")
             elif found.sha256 != arrival.sha256:
                 self._log(db, "conflict", arrival.client, slot=str(slot), first=found.sha256, second=arrival.sha256)
+        fail_point("coordinator.report.recorded")
         if found.sha256 != arrival.sha256:
             raise Refusal(
                 "conflict",
@@ -210,6 +214,8 @@ class Rounds:
                 kept = [[r.client, r.sha256] for r in accepted if r.form == usual]
                 self._log(db, state, "", slot=str(slot), reports=kept, refused=refused)
                 row = self._known(db, slot)
+                fail_point("coordinator.slot.freezing")
+        fail_point("coordinator.slot.frozen")
         if row.state == "abandoned":
             raise Abandoned(
                 f"{slot.task} round {slot.round}: expected reports of at least {min_clients} clients, found fewer; "
@@ -242,6 +248,7 @@ class Rounds:
                 yes = [name for name in told if name in set(counted)]
                 no = [name for name in told if name not in set(counted)]
                 self._log(db, "settled", "", **said, counted=yes, dropped=no)
+            fail_point("coordinator.slot.settling")
         return bool(changed or told)
 
     def settled_since(self, client: str, number: int) -> tuple[Settlement, ...]:

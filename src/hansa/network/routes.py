@@ -12,18 +12,21 @@ from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, JSONResponse
 
 from hansa.core.errors import HansaError
 from hansa.network import gate
 from hansa.network.checker import RENEW, Checker
 from hansa.network.coordinator import Coordinator
+from hansa.network.failpoints import fail_point
 from hansa.network.gate import Gate
 from hansa.network.messages import Refusal, Work, read_enrol, read_hello, read_renew, slot_of, write
 from hansa.network.quotas import Quotas
 from hansa.network.registry import Caller
+from hansa.network.store import is_busy
 
 LONGEST_WAIT_S = 20.0
 _SMALL_BODY = 64 * 1024
@@ -56,6 +59,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     app.add_middleware(Gate, checker=Checker(coordinator.registry), quotas=Quotas())
     for kind in (HansaError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
+    app.add_exception_handler(OperationalError, _busy)
 
     async def who(request: Request) -> Caller:
         caller: Caller = request.state.caller  # set by the gate, which lets nobody else in
@@ -117,6 +121,7 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
         largest = await run_in_threadpool(coordinator.largest_report, name, where)
         body = await _body(request, largest)
         receipt = await run_in_threadpool(coordinator.report, name, where, body)
+        fail_point("coordinator.receipt.ready")
         return answer(write(receipt), "receipt")
 
     @app.post("/v1/goodbye")
@@ -169,3 +174,11 @@ def _refused(_request: Request, error: Exception) -> Response:
         code = "not-found" if status == 404 else "method"
         return gate.answer(Refusal(code, "expected a method and path of the protocol, found none such"))
     return gate.answer(Refusal("malformed", "expected a request of the protocol's form, found another"))
+
+
+def _busy(_request: Request, error: Exception) -> Response:
+    """Another process keeps the database to itself: nothing was kept, and a client comes again."""
+    if not is_busy(error):
+        raise error
+    said = {"error": "the coordinator's database is in use by another process; try again", "code": "busy"}
+    return JSONResponse(said, status_code=503, headers={"Retry-After": "2"})

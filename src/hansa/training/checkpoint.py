@@ -15,6 +15,7 @@ from typing import Any
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Array
 from hansa.core.round import ServerState
+from hansa.network.failpoints import fail_point
 from hansa.training.history import Row
 from hansa.wire import pack, unpack
 
@@ -82,7 +83,9 @@ def replace_file(path: Path, body: bytes) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
+    fail_point("coordinator.checkpoint.written")
     temporary.replace(path)
+    fail_point("coordinator.checkpoint.renamed")
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
