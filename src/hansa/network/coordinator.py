@@ -65,6 +65,8 @@ class Coordinator:
         self.num_params = federation.update_size()
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
+        if self.released is not None:  # before anybody asks: a crash may have come in the middle of it
+            self._forget(self.released)
 
     # -------------------------------------------------------------------------------------------- what clients ask
 
@@ -176,12 +178,16 @@ class Coordinator:
         fail_point("coordinator.release.stored")
         self.store.put("released", json.dumps([released.run, released.round, dict(released.vectors)]).encode())
         fail_point("coordinator.release.named")
-        reports, shown = self.rounds.forget(number)
+        self._forget(released)
+        self.wake()
+
+    def _forget(self, released: Released) -> None:
+        """Forget what only a replay of a released round would need."""
+        reports, shown = self.rounds.forget(released.round)
         fail_point("coordinator.release.forgotten")
         self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
         fail_point("coordinator.release.cleaned")
-        self.wake()
 
     def finish(self) -> None:
         """Tell clients that the run is over."""
