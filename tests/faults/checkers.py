@@ -23,6 +23,8 @@ from faults.trial import Trial
 from hansa.core.errors import Abandoned
 from hansa.core.key import Key
 from hansa.core.protocols import Report
+from hansa.network import audit, journal
+from hansa.network.store import Store
 from hansa.training.apps import load_app
 from hansa.training.loop import Loop
 from hansa.training.privacy import bound
@@ -43,6 +45,7 @@ def everything(trial: Trial, reference: Trial | None = None) -> None:
     every_version_is_one_model(trial)
     the_parameters_follow_from_the_reports(trial)
     nothing_temporary_is_left(trial)
+    the_logs_are_whole(trial)
     if reference is not None:
         the_bits_are_those_of(trial, reference)
 
@@ -143,6 +146,17 @@ def the_parameters_follow_from_the_reports(trial: Trial) -> None:
     saved = load_run(trial.folder / "run").parameters
     if found.tobytes() != saved.tobytes():
         raise Broken("the final parameters do not follow from the committed reports")
+
+
+def the_logs_are_whole(trial: Trial) -> None:
+    """The audit log's chain holds, in the state folder and in the run directory, and tells of each report once."""
+    authority = (trial.folder / "fed" / "authority" / "authority.pem").read_bytes()
+    with closing(Store.existing(trial.folder / "fed")) as store:
+        found = [audit.check(journal.lines(store), authority, live=True)]
+    with (trial.folder / "run" / "log.jsonl").open("rb") as file:
+        found.append(audit.check((line.rstrip(b"\n") for line in file), authority))
+    if problems := [problem for one in found for problem in one.problems]:
+        raise Broken(f"the audit log is not whole: {problems[:3]}")
 
 
 def every_database_is_sound(trial: Trial) -> None:

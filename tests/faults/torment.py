@@ -49,6 +49,7 @@ _LAWS: tuple[tuple[str, Callable[[Trial], None]], ...] = (
     ("wrong_parameters", checkers.the_parameters_follow_from_the_reports),
     ("damaged_files", checkers.every_database_is_sound),
     ("damaged_files", checkers.nothing_temporary_is_left),
+    ("damaged_files", checkers.the_logs_are_whole),
 )
 
 

@@ -202,8 +202,9 @@ def _train(
 
 
 def _release_again(point: Checkpoint, runtime: NetworkRuntime) -> None:
-    """A crash may have come between a round's checkpoint and the end of its release; done twice, it is the same."""
-    if point.next_round:
+    """A crash may have come between a round's checkpoint and its release."""
+    newest = runtime.coordinator.released
+    if point.next_round and (newest is None or newest.round < point.next_round - 1):
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
         runtime.release(point.next_round - 1, point.state.algorithm["params"], constants)
 

@@ -71,6 +71,8 @@ class Coordinator:
         self._kinds: dict[str, str] = {}
         with store.write() as db:
             append(db, store.clock(), "started", "", {"run": self.run, "version": __version__})
+        if self.released is not None:  # before anybody asks: a crash may have come in the middle of it
+            self._forget(self.released)
 
     # -------------------------------------------------------------------------------------------- what clients ask
 
@@ -194,12 +196,16 @@ class Coordinator:
                 what = {"run": self.run, "round": number, "vectors": dict(released.vectors)}
                 append(db, self.store.clock(), "released", "", what)
         fail_point("coordinator.release.named")
-        reports, shown = self.rounds.forget(number)
+        self._forget(released)
+        self.wake()
+
+    def _forget(self, released: Released) -> None:
+        """Forget what only a replay of a released round would need."""
+        reports, shown = self.rounds.forget(released.round)
         fail_point("coordinator.release.forgotten")
         self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
         fail_point("coordinator.release.cleaned")
-        self.wake()
 
     def finish(self) -> None:
         """Tell clients that the run is over."""
