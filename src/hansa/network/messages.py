@@ -35,9 +35,13 @@ CODES: Mapping[str, int] = {
     "another-app": 409,
     "hello-first": 409,
     "conflict": 409,
+    "offset": 409,
     "length-required": 411,
     "too-large": 413,
+    "range": 416,
+    "digest": 422,
     "protocol": 426,
+    "no-space": 507,
 }
 
 
