@@ -62,31 +62,28 @@ def http(pier):
 # ---------------------------------------------------------------------------------------------- what the server sends
 
 
-@pytest.mark.parametrize(
-    ("asked", "first", "last"),
-    [
-        ("bytes=0-", 0, -1),
-        ("bytes=0-0", 0, 0),
-        ("bytes=5-9", 5, 9),
-        ("bytes=1000-", 1000, -1),
-        ("bytes=1000-999999999", 1000, -1),
-    ],
-)
-def test_a_range_is_that_part_of_the_vector(pier, http, asked, first, last):
+def test_a_range_is_that_part_of_the_vector(pier, http):
     sha256, _ = pier.publish(SHORT)
     body = pier.file(sha256).read_bytes()
-    last = len(body) - 1 if last < 0 else last
-    answer = http.get(f"/v1/blobs/{sha256}", headers={"Range": asked, "If-Range": f'"{sha256}"'})
-    assert answer.content == body[first : last + 1]
-    assert answer.headers["etag"] == f'"{sha256}"'
-    if len(answer.content) < len(body):
-        assert answer.status_code == 206
-        assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(body)}"
+    end = len(body) - 1
+    for asked, first, last in (
+        ("0-", 0, end),
+        ("0-0", 0, 0),
+        ("5-9", 5, 9),
+        ("1000-", 1000, end),
+        ("1000-999999999", 1000, end),
+    ):
+        answer = http.get(f"/v1/blobs/{sha256}", headers={"Range": f"bytes={asked}", "If-Range": f'"{sha256}"'})
+        assert answer.content == body[first : last + 1]
+        assert answer.headers["etag"] == f'"{sha256}"'
+        if len(answer.content) < len(body):
+            assert answer.status_code == 206
+            assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(body)}"
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+def test_what_is_no_single_range_of_this_vector_is_answered_with_all_of_it(pier, http):
+    sha256, _ = pier.publish(SHORT)
+    for headers in (
         {},
         {"Range": "bytes=9-", "If-Range": '"another"'},
         {"Range": "bytes=9-5"},
@@ -94,13 +91,9 @@ def test_a_range_is_that_part_of_the_vector(pier, http, asked, first, last):
         {"Range": "bytes=0-1,5-9"},
         {"Range": "lines=1-2"},
         {"Range": "bytes=" + "0-," * 10_000},
-    ],
-    ids=range(7),
-)
-def test_what_is_no_single_range_of_this_vector_is_answered_with_all_of_it(pier, http, headers):
-    sha256, _ = pier.publish(SHORT)
-    answer = http.get(f"/v1/blobs/{sha256}", headers=headers)
-    assert (answer.status_code, answer.content) == (200, pier.file(sha256).read_bytes())
+    ):
+        answer = http.get(f"/v1/blobs/{sha256}", headers=headers)
+        assert (answer.status_code, answer.content) == (200, pier.file(sha256).read_bytes())
 
 
 def test_a_range_behind_the_end_is_refused(pier, http):

@@ -159,8 +159,8 @@ def test_a_report_that_arrived_whole_is_counted_though_the_line_was_cut_before_t
         context.wrap_socket(raw, server_hostname="127.0.0.1") as line,
     ):
         line.sendall(head + body)
-    with short_quay.site.coordinator.arrived:
-        assert short_quay.site.coordinator.arrived.wait_for(lambda: short_quay.status() == "accepted", 10)
+        line.shutdown(socket.SHUT_WR)
+        wait_until(lambda: short_quay.status() == "accepted")
 
 
 def test_a_coordinator_that_starts_again_goes_on_with_the_bytes_that_it_has(quay):
@@ -212,9 +212,6 @@ def test_a_client_that_starts_again_goes_on_without_training_again(quay, tools):
         NetworkRuntime(site.coordinator).settle(SLOT, ("berlin",))
         wait_until(lambda: not waiting.exists())
         again.set()
-        site.coordinator.wake()
-        site.threads[-1].join(30)
-    identity.write_text(told)
 
 
 def wait_until(true):
@@ -305,14 +302,14 @@ LIES = [
 ]
 
 
-@pytest.mark.parametrize(("said", "length", "status"), LIES)
-def test_a_part_that_cannot_be_is_refused_and_nothing_of_it_kept(quay, said, length, status):
+def test_a_part_that_cannot_be_is_refused_and_nothing_of_it_kept(quay):
     with quay.http() as http:
-        answer = http.put(quay.path("0" * 64), content=b"x" * length, headers={"Content-Range": said})
-        assert answer.status_code == status
-        assert set(answer.json()) == {"error", "code"}
-        assert http.get(quay.path("0" * 64)).json() == {"offset": 0}
-    assert quay.kept() == []
+        for said, length, status in LIES:
+            answer = http.put(quay.path("0" * 64), content=b"x" * length, headers={"Content-Range": said})
+            assert answer.status_code == status, said
+            assert set(answer.json()) == {"error", "code"}
+            assert http.get(quay.path("0" * 64)).json() == {"offset": 0}
+            assert quay.kept() == []
     assert quay.status() is None
 
 
@@ -343,10 +340,10 @@ def test_bytes_of_another_hash_are_refused_and_forgotten(make_quay, size):
     assert quay.status() is None
 
 
-@pytest.mark.parametrize("name", ["0" * 63, "0" * 65, "A" * 64, "..", "%2e%2e%2f", "x"])
-def test_a_report_is_named_by_a_hash_alone(quay, name):
+def test_a_report_is_named_by_a_hash_alone(quay):
     with quay.http() as http:
-        assert http.put(quay.path(name), content=b"x").status_code in (400, 404)
+        for name in ("0" * 63, "0" * 65, "A" * 64, "..", "%2e%2e%2f", "%00", "x"):
+            assert http.put(quay.path(name), content=b"x").status_code in (400, 404), name
     assert quay.kept() == []
 
 
@@ -386,7 +383,8 @@ def test_a_body_that_is_shorter_than_it_says_is_kept_to_go_on_from(short_quay):
         context.wrap_socket(raw, server_hostname="127.0.0.1") as line,
     ):
         line.sendall(head + body[:12_345])
-    wait_until(lambda: short_quay.size(Parcel.of(body)) == 12_345)
+        line.shutdown(socket.SHUT_WR)
+        wait_until(lambda: short_quay.size(Parcel.of(body)) == 12_345)
     with short_quay.http() as http:
         answer = http.put(short_quay.path(sha256), **part(body, 12_345, len(body)))
         assert read_receipt(answer.content).status == "accepted"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.core.errors import RunError
-from hansa.network.blobs import SMALL, file_hash, read_pieces, sync_folder, write_new
+from hansa.network.blobs import SMALL, cut, file_hash, read_pieces, sync_folder, write_new
 from hansa.tensors import Packed
 
 
@@ -55,7 +55,7 @@ class Stretch:
 
     def __iter__(self) -> Iterator[bytes]:
         if self.parcel.path is None:
-            yield self.parcel.body[self.first : self.stop]
+            yield from (self.parcel.body[start:end] for start, end in cut(self.first, self.stop))
             return
         left = self.stop - self.first
         for piece in read_pieces(self.parcel.path, self.first, self.stop):

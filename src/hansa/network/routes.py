@@ -55,7 +55,7 @@ class Bell:
 
 def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     """The routes of a coordinator."""
-    app, desk = FastAPI(openapi_url=None), _Desk(coordinator, bell or Bell())
+    app, desk = FastAPI(openapi_url=None, redirect_slashes=False), _Desk(coordinator, bell or Bell())
     app.add_exception_handler(HansaError, _refused)
     app.add_exception_handler(OSError, _disk_full)
     app.add_exception_handler(ClientDisconnect, _gone)
