@@ -52,7 +52,7 @@ class Packed:
 
     def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]) -> None:
         ordered = sorted(arrays.items(), key=lambda item: (_ORDER[str(item[1].dtype)], item[0]))
-        header: dict[str, Any] = {"__metadata__": dict(texts)}
+        header: dict[str, Any] = {"__metadata__": dict(texts)} if texts else {}
         end = 0
         for name, array in ordered:
             start, end = end, end + array.nbytes

@@ -540,3 +540,22 @@ def test_a_long_report_that_holds_nan_is_refused_with_its_reason(quay):
     receipt = quay.send(parcel)
     assert (receipt.status, receipt.reason) == ("refused", "update is not finite")
     assert quay.kept() == list(quay.site.coordinator.updates.folder.iterdir()) == []
+
+
+def test_a_report_that_is_being_looked_at_is_left_alone(tmp_path):
+    uploads, sent = Uploads(tmp_path, "run"), Sent("berlin", SLOT, "ab" * 32)
+    with uploads.open(sent, Part(0, 3, 3)) as file:
+        file.write(b"abc")
+    with uploads.claimed(sent):
+        for hostile in (
+            lambda: uploads.open(sent, Part(3, 9, 9)),
+            lambda: uploads.open(sent._replace(sha256="cd" * 32), Part(0, 9, 9)),
+            lambda: uploads.claimed(sent).__enter__(),
+        ):
+            with pytest.raises(Refusal) as caught:
+                hostile()
+            assert caught.value.code == "offset"
+        assert uploads.hash(sent) == hashlib.sha256(b"abc").hexdigest()
+    with uploads.open(sent, Part(3, 9, 9)) as file:
+        file.write(b"def")
+    assert uploads.size(sent) == 6

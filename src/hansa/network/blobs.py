@@ -44,7 +44,7 @@ class Blobs:
             return self._take(body)
         name = body.sha256 if isinstance(body, Packed) else hashlib.sha256(body).hexdigest()
         if not self._is_good(name):
-            temporary, _ = write_new(self.folder, body.pieces() if isinstance(body, Packed) else (body,))
+            temporary, _ = write_new(self.folder, _pieces(body))
             self._name(temporary, name)
         return name
 
@@ -139,14 +139,18 @@ def write_new(folder: Path, pieces: Iterable[Buffer]) -> tuple[Path, str]:
     return Path(temporary), digest.hexdigest()
 
 
-def write_file(path: Path, body: bytes, *, private: bool = False) -> None:
+def write_file(path: Path, body: bytes | Packed, *, private: bool = False) -> None:
     """Replace ``path`` by one rename; ``private`` files can be read by their owner alone, from the first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, _ = write_new(path.parent, (body,))
+    temporary, _ = write_new(path.parent, _pieces(body))
     if not private:
         os.chmod(temporary, 0o644)
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def _pieces(body: bytes | Packed) -> Iterable[Buffer]:
+    return body.pieces() if isinstance(body, Packed) else (body,)
 
 
 def sync_folder(folder: Path) -> None:

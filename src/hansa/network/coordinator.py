@@ -21,7 +21,7 @@ from hansa.core import chain
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
-from hansa.network.blobs import Blobs, file_hash, let_go, map_file
+from hansa.network.blobs import Blobs, let_go, map_file
 from hansa.network.messages import (
     PROTOCOL,
     SHA256,
@@ -40,7 +40,7 @@ from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
 from hansa.network.store import Store
 from hansa.network.traffic import Counts
-from hansa.network.uploads import Sent, Uploads
+from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.tensors import Packed
 from hansa.version import __version__
 from hansa.wire import unpack_report
@@ -179,19 +179,15 @@ class Coordinator:
         self._notify()
         return receipt
 
-    def uploaded(self, run: str, sent: Sent) -> Receipt:
-        """Count a report whose last byte has been uploaded; one whose hash is wrong is removed (``Refusal``)."""
-        receipt = self.expect(run, sent)
-        if receipt is not None:  # an earlier request was cut before its answer
+    def uploaded(self, run: str, sent: Sent, size: int) -> Receipt:
+        """Count a report that has been uploaded and ``claimed``, and whose hash is right."""
+        receipt = self.expect(run, sent, size)
+        if receipt is not None:  # an earlier request was cut before its answer, or the slot has been settled
             self.uploads.forget(sent)
             return receipt
-        path = self.uploads.path(sent)
-        if file_hash(path) != sent.sha256:
-            self.uploads.forget(sent)
-            raise Refusal(
-                "digest", f"report: expected bytes with SHA-256 {sent.sha256[:16]}..., found others; send it once more"
-            )
-        return self.report(sent.client, sent.slot, path)
+        if self.uploads.size(sent) != size:
+            raise WrongOffset(self.uploads.size(sent), size)
+        return self.report(sent.client, sent.slot, self.uploads.path(sent))
 
     def vector(self, sha256: str) -> tuple[Path, int]:
         """Where a vector lies that clients may download, and its size."""

@@ -212,8 +212,12 @@ async def _receive(desk: _Desk, request: Request, run: str, sent: Sent, part: Pa
         size = file.size
     if size != part.total:
         return size
-    async with desk.counting:
-        return await run_in_threadpool(coordinator.uploaded, run, sent)
+    with uploads.claimed(sent):
+        if await run_in_threadpool(uploads.hash, sent) not in ("", sent.sha256):
+            await run_in_threadpool(uploads.forget, sent)
+            raise _wrong_bytes(sent)
+        async with desk.counting:
+            return await run_in_threadpool(coordinator.uploaded, run, sent, part.total)
 
 
 async def _final_size(uploads: Uploads, sent: Sent) -> int:
@@ -237,10 +241,14 @@ async def _receive_small(desk: _Desk, request: Request, sent: Sent, part: Part) 
                 await run_in_threadpool(file.write, bytes(body))
             raise
     if hashlib.sha256(body).hexdigest() != sent.sha256:
-        raise Refusal(
-            "digest", f"report: expected bytes with SHA-256 {sent.sha256[:16]}..., found others; send it again"
-        )
+        raise _wrong_bytes(sent)
     return await run_in_threadpool(desk.coordinator.report, sent.client, sent.slot, bytes(body))
+
+
+def _wrong_bytes(sent: Sent) -> Refusal:
+    """Why a report is not kept."""
+    text = f"report: expected bytes with SHA-256 {sent.sha256[:16]}..., found others; send it once more"
+    return Refusal("digest", text)
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:

@@ -5,14 +5,17 @@ A file is named by slot, client and the SHA-256 that the whole report is to have
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from hansa.core.protocols import Slot
+from hansa.network.blobs import file_hash
 from hansa.network.messages import Refusal
 from hansa.network.ranges import Part
 
@@ -50,7 +53,7 @@ class Uploads:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder / run
-        self._lock, self._open = threading.Lock(), dict[Path, Growing]()
+        self._lock, self._open, self._claimed = threading.Lock(), dict[Path, Growing](), set[Path]()
         for other in folder.iterdir() if folder.exists() else ():
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -70,12 +73,13 @@ class Uploads:
         """The file to which the bytes of ``part`` are to be written; a file that was open for this report is closed.
 
         A part that is the whole report may begin before the end of what is there. Of each client and slot one report is
-        kept: the newest. Raises ``WrongOffset``, and ``OSError`` when the disk is too full for the rest.
+        kept: the newest. Raises ``WrongOffset``, ``Refusal`` while it is ``claimed``, and ``OSError`` when the disk is
+        too full for the rest.
         """
         path = self.path(sent)
         with self._lock:
-            if path in self._open:
-                self._open.pop(path).close()
+            self._check_free(path)
+            self._close(path)
             size = self.size(sent)
             if size > part.total:  # of another length than was said before: one of the two is wrong
                 path.unlink()
@@ -102,6 +106,29 @@ class Uploads:
             self._close(self.path(sent))
             return self.size(sent)
 
+    @contextlib.contextmanager
+    def claimed(self, sent: Sent) -> Iterator[None]:
+        """Until the end of the block nothing is added to a report, and nobody else claims it (``Refusal``)."""
+        path = self.path(sent)
+        with self._lock:
+            self._check_free(path)
+            self._close(path)
+            self._claimed.add(path)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claimed.remove(path)
+
+    def hash(self, sent: Sent) -> str:
+        """The SHA-256 of what is there of a report, which is on the disk from here on; empty if nothing is there."""
+        try:
+            with self.path(sent).open("rb") as file:
+                os.fsync(file.fileno())
+            return file_hash(self.path(sent))
+        except FileNotFoundError:
+            return ""
+
     def forget(self, sent: Sent) -> None:
         """Remove what is there of a report."""
         with self._lock:
@@ -120,6 +147,11 @@ class Uploads:
     def _close(self, path: Path) -> None:
         if path in self._open:
             self._open.pop(path).close()
+
+    def _check_free(self, path: Path) -> None:
+        """Raise ``Refusal`` while another request has claimed a report of this client for this slot."""
+        if any(claimed.parent == path.parent for claimed in self._claimed):
+            raise Refusal("offset", "report: expected one request at a time for it, found that it is being looked at")
 
     def _check_room(self, size: int) -> None:
         """Raise ``OSError`` when the disk has no room for so many bytes more."""
