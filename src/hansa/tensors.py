@@ -47,7 +47,7 @@ class Packed:
 
     >>> packed = Packed({"a": np.ones(2, np.float32)}, {"tree": "{}"})
     >>> packed.size, len(bytes(packed))
-    (112, 112)
+    (104, 104)
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]) -> None:

@@ -110,9 +110,11 @@ class Blobs:
     def _is_good(self, name: str) -> bool:
         """Whether the content is there; a file from before this process is looked at, once."""
         path = self.path(name)
-        if path is None or not (name in self._good or file_hash(path) == name):
+        if path is None or (name not in self._good and file_hash(path) != name):
             return False
-        self._good.add(name)
+        if name not in self._good:
+            sync_folder(self.folder)  # whoever named it may have been killed before
+            self._good.add(name)
         return True
 
     def _name(self, path: Path, name: str) -> None:
@@ -121,9 +123,9 @@ class Blobs:
         self._good.add(name)
 
 
-def write_new(folder: Path, pieces: Iterable[Buffer]) -> tuple[Path, str]:
+def write_new(folder: Path, pieces: Iterable[Buffer], prefix: str = ".new-") -> tuple[Path, str]:
     """A new file in ``folder`` that holds all pieces and is on the disk, and its SHA-256. Fails without a trace."""
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")  # its owner's alone
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix)  # its owner's alone
     digest = hashlib.sha256()
     try:
         with os.fdopen(handle, "wb") as file:
@@ -142,7 +144,10 @@ def write_new(folder: Path, pieces: Iterable[Buffer]) -> tuple[Path, str]:
 def write_file(path: Path, body: bytes | Packed, *, private: bool = False) -> None:
     """Replace ``path`` by one rename; ``private`` files can be read by their owner alone, from the first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, _ = write_new(path.parent, _pieces(body))
+    prefix = f".new-{path.name}-"
+    for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    temporary, _ = write_new(path.parent, _pieces(body), prefix)
     if not private:
         os.chmod(temporary, 0o644)
     os.replace(temporary, path)

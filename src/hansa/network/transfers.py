@@ -16,7 +16,7 @@ from hansa.core.errors import ProtocolError, RunError
 from hansa.network.blobs import SMALL, file_hash, map_file
 from hansa.network.calls import Answer, Line, Unreachable
 from hansa.network.messages import Refusal
-from hansa.network.outbox import Parcel
+from hansa.network.outbox import Parcel, Stretch
 from hansa.network.ranges import Part, read_content_range, read_length
 from hansa.tensors import Buffer
 
@@ -25,11 +25,12 @@ _PART = ".part"
 
 
 class Upload:
-    """One report on its way to the server. A short one goes out at once; a long one where the server wants it."""
+    """One report on its way to the server. A short one goes out whole; what the server lacks then goes in parts."""
 
     def __init__(self, line: Line, path: str, parcel: Parcel) -> None:
         self._line, self._path, self._parcel = line, path, parcel
-        self._offset = 0 if parcel.size <= SMALL else None  # None: the server is to be asked
+        self._is_first = parcel.path is None  # and may go out whole
+        self._offset = 0 if self._is_first else None  # None: the server is to be asked
         self._reached, self._was_wrong = 0, False
 
     def go_on(self) -> bytes:
@@ -47,10 +48,13 @@ class Upload:
         """One request: the next part, or the question how far the server is."""
         total, first = self._parcel.size, self._offset
         part = Part(0, 0, total) if first is None else Part(first, min(first + _LONGEST_PART, total), total)
+        content: bytes | Stretch = b"" if part.stop == part.first else self._parcel.stretch(part.first, part.stop)
         headers = {"Content-Length": str(part.stop - part.first)}  # else httpx sends a body of any length
-        if not (part.is_whole and total <= SMALL):
+        if self._is_first and part.is_whole:
+            content, headers = self._parcel.body, {}
+        else:
             headers["Content-Range"] = part.content_range
-        content = self._parcel.stretch(part.first, part.stop) if part.stop > part.first else b""
+        self._is_first = False
         try:
             return self._line.call("PUT", self._path, content=content, headers=headers)
         except Refusal as error:
