@@ -61,10 +61,15 @@ def test_looking_into_a_folder_that_is_none_of_ours_leaves_it_alone(tmp_path):
 
 def test_a_full_disk_is_said_as_one_and_nothing_of_the_transaction_stays(tmp_path):
     store = Store(tmp_path)
-    with pytest.raises(OSError, match="disk is full") as caught, store.write() as db:
-        db.exec_driver_sql("PRAGMA max_page_count = 1")
-        put(db, "key", b"short")
-        put(db, "key", bytes(10**6))
+
+    def fill():
+        with store.write() as db:
+            db.exec_driver_sql("PRAGMA max_page_count = 1")
+            put(db, "key", b"short")
+            put(db, "key", bytes(10**6))
+
+    with pytest.raises(OSError, match="disk is full") as caught:
+        fill()
     assert caught.value.errno == errno.ENOSPC
     assert store.get("key") is None
     store.close()
