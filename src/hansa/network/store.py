@@ -7,6 +7,7 @@ the server's own, in seconds since 1970.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,9 +180,17 @@ class Store:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that may write: committed at the end, rolled back by an exception."""
-        with self.engine.connect().execution_options(hansa_begin="BEGIN IMMEDIATE") as db, db.begin():
-            yield db
+        """One transaction that may write: committed at the end, rolled back by an exception.
+
+        Raises ``OSError`` (ENOSPC) when the disk is full.
+        """
+        try:
+            with self.engine.connect().execution_options(hansa_begin="BEGIN IMMEDIATE") as db, db.begin():
+                yield db
+        except sa.exc.OperationalError as error:
+            if "disk is full" in str(error.orig):
+                raise OSError(errno.ENOSPC, f"{_FILE}: {error.orig}") from error
+            raise
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
