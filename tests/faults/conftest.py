@@ -13,25 +13,37 @@ from faults.sites import Site, make_federation
 from faults.trial import COORDINATOR, NAMES, Trial, copied, enrolled, fast_folder, free_port
 
 VICTIM = NAMES[0]
+SHORT = 64  # bytes: less than any vector or report
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run, from nothing to its end, and a trial in which everybody has enrolled and nothing else."""
+    """An undisturbed run, from nothing to its end, and a trial in which everybody has enrolled and nothing else.
+
+    ``long`` is a run in which every body counts as a long one: it lies in files, and travels in parts.
+    """
 
     whole: Trial
     begun: Trial
+    long: Trial
 
     def phases(self, name: str) -> dict[str, list[str]]:
         """Where the coordinator, or a client, comes by a fail point."""
-        found = {who: self.whole.reached(who).get(name, []) for who in (COORDINATOR, VICTIM)}
+        run = self.long if self.needs_long(name) else self.whole
+        found = {who: run.reached(who).get(name, []) for who in (COORDINATOR, VICTIM)}
         return {who: phases for who, phases in found.items() if phases}
 
-    def trial(self, folder: Path, kills, *, fresh: bool = False) -> Trial:
+    def needs_long(self, name: str) -> bool:
+        """Whether a fail point is reached with long bodies alone."""
+        return not any(name in self.whole.reached(who) for who in (COORDINATOR, VICTIM))
+
+    def trial(self, folder: Path, kills=None, *, fresh: bool = False) -> Trial:
         """A trial with the same outcome, if nothing goes wrong; ``fresh``: enrolment is part of it."""
+        kills = kills or {}
+        small = SHORT if any(self.needs_long(name) for points in kills.values() for name, _ in points) else None
         if fresh:
-            return Trial(folder, self.whole.port, kills=kills)
-        return copied(self.begun, folder, kills=kills)
+            return Trial(folder, self.whole.port, kills=kills, small=small)
+        return copied(self.begun, folder, kills=kills, small=small)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +52,11 @@ def reference():
     whole = Trial(folder / "whole", free_port(), trace=True)
     try:
         whole.run()
-        yield Reference(whole, enrolled(folder / "begun"))
+        begun = enrolled(folder / "begun")
+        long = copied(begun, folder / "long", trace=True, small=SHORT)
+        long.run()
+        checkers.everything(long, whole)
+        yield Reference(whole, begun, long)
     finally:
         whole.end()
         shutil.rmtree(folder)

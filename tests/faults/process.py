@@ -26,6 +26,7 @@ class Order:
     kills: tuple[Point, ...] = ()
     trace: bool = False
     seeded: bool = True  # secrets of clients follow from their names, so that two runs have the same bits
+    small: int | None = None  # bytes beyond which a body counts as long, and lies and travels as such
     starve: Point | None = None  # where memory runs out, once
     memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
 
@@ -56,6 +57,8 @@ class Observer:
 
         failpoints.watch(self.at)
         self.note("started", at=time.time())
+        if self.order.small is not None:
+            _call_long(self.order.small)
         if self.order.memory_bytes is not None:
             _limit_memory(self.order.memory_bytes)
         if self.order.name == COORDINATOR:
@@ -131,6 +134,14 @@ class Observer:
         Participant.keep, ClientStore.secret = keep, secret  # type: ignore[method-assign]
         client.Connection.__init__.__kwdefaults__["first_delay_s"] = 0.02  # type: ignore[index]
         client._LONGEST_DELAY_S, client._GOODBYES = 0.2, 50
+
+
+def _call_long(small: int) -> None:
+    """Treat bodies of a few bytes as if they were gigabytes."""
+    from hansa.network import blobs, outbox, routes, transfers
+
+    for module in (blobs, outbox, routes, transfers):
+        module.SMALL = small  # type: ignore[misc]
 
 
 def _limit_memory(more: int) -> None:

@@ -18,6 +18,7 @@ from hansa.core.protocols import Report, Slot, Updates
 from hansa.network.client_store import ClientStore
 from hansa.network.identity import make_request
 from hansa.network.messages import Enrol, Refusal, Released, Work, read_plan, read_work, write, write_plan
+from hansa.network.outbox import Parcel
 from hansa.network.participant import Participant
 from hansa.network.runtime import NetworkRuntime
 from hansa.wire import pack, pack_report, unpack_report
@@ -39,7 +40,7 @@ def test_case_14_no_update_makes_the_model_anything_but_finite(site, value):
                     bad = np.full((1, 4), value, np.float32)
                     updates = Updates(("m",), bad, np.array([1.0]), {"train_loss": np.array([0.0])})
                     body = pack_report(Report(slot, ("m",), updates), site.federation.codec(slot))
-                    heard.append(mallory.put_report(run, slot, body))
+                    heard.append(mallory.put_report(run, slot, Parcel.of(body)))
 
     for number, name in enumerate(("berlin", "paris")):
         site.join(name, rows(number))
@@ -88,7 +89,7 @@ def test_case_16_a_pickle_is_never_opened(site, tmp_path):
         for number, body in enumerate(bodies(trace)):
             while (work := mallory.get_work(wait_s=5)).plan is None or read_plan(work.plan).slot.round != number:
                 pass
-            assert mallory.put_report(run, read_plan(work.plan).slot, body).status == "refused"
+            assert mallory.put_report(run, read_plan(work.plan).slot, Parcel.of(body)).status == "refused"
             with pytest.raises(Refusal, match=r"expected (a safetensors body|the fields)"):
                 ask(mallory, "POST", "/v1/hello", body)
         training.join(30)
@@ -229,8 +230,8 @@ def test_case_39_a_plan_that_makes_no_sense_is_answered_by_a_refusal(victim, set
     stored = {name: pack(vector) for name, vector in vectors.items()}
     fields = {"slot": [0, 0, "update", "train"], "learn": True, "settings": settings, "key": bytes(32)}
     plan = write_plan({**fields, "variant": None, "mail": None}, {name: f"{i:064}" for i, name in enumerate(stored)})
-    slot, body = victim.handle(Work(run="run", plan=plan), lambda sha256: list(stored.values())[int(sha256)])
+    slot, parcel = victim.handle(Work(run="run", plan=plan), lambda sha256: list(stored.values())[int(sha256)])
     assert slot == Slot(0, 0, "update")
-    report = unpack_report(body, slot, "berlin", victim.federation.codec(slot), 4)
+    report = unpack_report(parcel.body, slot, "berlin", victim.federation.codec(slot), 4)
     assert report.refused
     assert victim.store.memory("run") == {}

@@ -102,9 +102,11 @@ class Trial:
         url: str | None = None,
         kills: Mapping[str, Sequence[Point]] | None = None,
         trace: bool = False,
+        small: int | None = None,
     ) -> None:
         self.folder, self.port, self.names, self.seeded, self.url = folder, port, tuple(names), seeded, url
         self.kills, self.trace = dict(kills or {}), trace  # who dies at which points, once at each
+        self.small = small  # bytes beyond which bodies are treated as long ones
         self.starve: dict[str, Point] = {}  # whose memory runs out where, once
         self.processes: dict[str, Any] = {}
         self.num_kills = 0
@@ -134,7 +136,13 @@ class Trial:
             words = ("join", f"@{name}.token", "app.py", "--data", f"data/{name}.npz", "--state", name)
         done = {(note["point"], note["phase"]) for note in self.notes(name, "kill")}
         kills = tuple(point for point in self.kills.get(name, ()) if point not in done)
-        shared = {"kills": kills, "trace": self.trace, "seeded": self.seeded, "starve": self.starve.get(name)}
+        shared = {
+            "kills": kills,
+            "trace": self.trace,
+            "seeded": self.seeded,
+            "small": self.small,
+            "starve": self.starve.get(name),
+        }
         order = Order(name=name, folder=self.folder, words=words, **shared, **more)
         process = self._context.Process(target=run_process, args=(order,), daemon=True)
         process.start()

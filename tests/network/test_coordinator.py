@@ -86,8 +86,9 @@ def test_work_asks_for_a_hello_first(desk):
 def test_a_plan_names_vectors_by_the_hash_of_their_bodies(desk):
     work = desk.coordinator.work("berlin")
     sha256 = read_plan(work.plan).vectors["params"]
-    body = desk.coordinator.vector("berlin", sha256).read_bytes()
-    assert hashlib.sha256(body).hexdigest() == sha256
+    path, size = desk.coordinator.vector(sha256)
+    body = path.read_bytes()
+    assert (hashlib.sha256(body).hexdigest(), len(body)) == (sha256, size)
     assert unpack(body).tolist() == [0.0] * 4
 
 

@@ -32,7 +32,8 @@ def stranger(site):
         ("POST", "/v1/hello"),
         ("GET", "/v1/work"),
         ("GET", "/v1/blobs/" + "0" * 64),
-        ("PUT", "/v1/reports/run/train-0-0-update"),
+        ("PUT", "/v1/reports/run/train-0-0-update/" + "0" * 64),
+        ("GET", "/v1/reports/run/train-0-0-update/" + "0" * 64),
         ("POST", "/v1/goodbye"),
     ],
 )
@@ -84,9 +85,10 @@ def test_a_malformed_body_is_the_clients_fault(client, body):
 
 
 def test_a_report_to_no_slot_is_refused(client, site):
-    for path in ("/v1/reports/other/train-0-0-update", f"/v1/reports/{site.coordinator.run}/train-0-0-update"):
-        assert client.put(path, content=b"x").json()["code"] == "not-asked"
-    assert client.put(f"/v1/reports/{site.coordinator.run}/nonsense", content=b"x").status_code == 400
+    for run in ("other", site.coordinator.run):
+        path = f"/v1/reports/{run}/train-0-0-update/{'0' * 64}"
+        assert client.put(path, content=b"x").json()["code"] == client.get(path).json()["code"] == "not-asked"
+    assert client.put(f"/v1/reports/{site.coordinator.run}/nonsense/{'0' * 64}", content=b"x").status_code == 400
 
 
 def test_a_port_in_use_is_named_with_what_to_do(site):

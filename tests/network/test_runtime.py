@@ -17,6 +17,7 @@ from hansa.learners.linear import LinearLearner
 from hansa.network import client
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import Refusal, read_plan
+from hansa.network.outbox import Parcel
 from hansa.network.runtime import NetworkRuntime
 from hansa.runtimes.inprocess import InProcess
 from hansa.training.loop import Loop
@@ -196,10 +197,10 @@ def test_a_client_that_sends_nan_is_left_out_and_the_round_goes_on(site, tools):
         work = mallory.get_work()
         slot = read_plan(work.plan).slot
         bad = Updates(("m",), np.full((1, 4), np.nan, np.float32), np.array([1.0]), {"train_loss": np.array([0.0])})
-        body = pack_report(Report(slot, ("m",), bad), site.federation.codec(slot))
+        body = Parcel.of(pack_report(Report(slot, ("m",), bad), site.federation.codec(slot)))
         result["receipts"] = [mallory.put_report(run, slot, body) for _ in range(2)]
         try:
-            mallory.put_report(run, slot, body + b" ")
+            mallory.put_report(run, slot, Parcel.of(body.body + b" "))
         except Refusal as error:
             result["conflict"] = error.code
 

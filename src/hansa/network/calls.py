@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import ssl
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -17,11 +19,25 @@ from hansa.network.signing import Signer
 from hansa.version import __version__
 
 LONGEST_WAIT_S = 20.0  # in one request, for work
+IDLE_S = 60.0  # without a byte in either direction
 _SERVER_ERROR = 500
+_LONGEST_ANSWER, _LONGEST_REFUSAL = 2**28, 2**16
 
 
 class Unreachable(Exception):
-    """No answer, or one that says to try again."""
+    """No answer, or one that says to try again; soon, if a transfer has ``moved`` on meanwhile."""
+
+    def __init__(self, reason: str, *, moved: bool = False) -> None:
+        self.moved = moved
+        super().__init__(reason)
+
+
+class Answer(NamedTuple):
+    """An answer that is not a refusal, all of it read."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class Signed(httpx.Auth):
@@ -66,44 +82,75 @@ class Line:
         self._http.close()
 
     def ask(self, method: str, path: str, **request: Any) -> bytes:
-        """One request, once: the body of the answer.
+        """The body of the answer to one request, asked once; raises what ``call`` does."""
+        return self.call(method, path, **request).body
+
+    def call(self, method: str, path: str, **request: Any) -> Answer:
+        """One request, once.
 
         Raises ``Refusal`` when the answer is no, ``RunError`` for a certificate that is not the federation's, and
         ``Unreachable`` when it is worth trying again.
         """
+        with self.open(method, path, **request) as answer:
+            return Answer(answer.status_code, answer.headers, _read(answer, _LONGEST_ANSWER))
+
+    @contextmanager
+    def open(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """The same for an answer whose body is to be read piece by piece; errors on the way are those of ``call``."""
         try:
-            answer = self._http.request(method, path, **request)
+            with self._http.stream(method, path, **request) as answer:
+                if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                    raise Unreachable(_excuse(answer.status_code, _read(answer, _LONGEST_REFUSAL)))
+                if not answer.is_success:
+                    refusal = _refusal(self.url, answer.status_code, _read(answer, _LONGEST_REFUSAL))
+                    if isinstance(refusal, Refusal) and refusal.code in ("clock", "replay"):
+                        raise Unreachable("the server asked for another signature")
+                    raise refusal
+                yield answer
         except httpx.HTTPError as error:
             if _is_certificate_error(error):
                 raise RunError(_name_certificate(self.url, self._authority)) from error
             if "ALERT_CERTIFICATE_EXPIRED" in str(error):
                 raise Refusal("expired", f"{place_of(self.url)}: expected a certificate in date, found ours") from error
             raise Unreachable(reason_of(error)) from error
-        if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise Unreachable(f"the server answered {answer.status_code}")
-        if not answer.is_success:
-            refusal = _refusal(self.url, answer)
-            if isinstance(refusal, Refusal) and refusal.code in ("clock", "replay"):
-                raise Unreachable("the server asked for another signature")
-            raise refusal
-        return answer.content
 
 
 def open_http(url: str, context: ssl.SSLContext, auth: httpx.Auth | None = None) -> httpx.Client:
-    """Connections to a server; ``HTTPS_PROXY`` is honoured."""
-    timeout = httpx.Timeout(30.0, connect=15.0, read=LONGEST_WAIT_S + 40.0)
-    agent = {"User-Agent": f"hansa/{__version__}"}
-    return httpx.Client(base_url=url, verify=context, timeout=timeout, headers=agent, auth=auth)
+    """Connections to a server; ``HTTPS_PROXY`` is honoured. They last for as long as bytes move now and then.
+
+    No answer is unpacked on the way: what a client takes into memory is as long as what it was sent.
+    """
+    timeout = httpx.Timeout(IDLE_S, connect=15.0)
+    headers = {"User-Agent": f"hansa/{__version__}", "Accept-Encoding": "identity"}
+    return httpx.Client(base_url=url, verify=context, timeout=timeout, headers=headers, auth=auth)
 
 
-def _refusal(url: str, answer: httpx.Response) -> Refusal | RunError:
+def _read(answer: httpx.Response, longest: int) -> bytes:
+    """A body that must not be longer; ``RunError`` if it is."""
+    body = bytearray()
+    for piece in answer.iter_raw():
+        body += piece
+        if len(body) > longest:
+            raise RunError(f"expected an answer of at most {longest} bytes, found a longer one; is that a coordinator?")
+    return bytes(body)
+
+
+def _excuse(status: int, body: bytes) -> str:
+    """What an answer that says to try again says."""
+    try:
+        return f"the server answered {status}: {str(json.loads(body)['error'])[:300]}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"the server answered {status}"
+
+
+def _refusal(url: str, status: int, body: bytes) -> Refusal | RunError:
     """What an answer that is not a success says."""
     try:
-        found = answer.json()
+        found = json.loads(body)
         return Refusal(str(found["code"]), _printable(str(found["error"])[:2000]))
-    except (ValueError, KeyError, TypeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         return RunError(
-            f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {answer.status_code}; "
+            f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {status}; "
             "is something else listening there, or a proxy answering?"
         )
 

@@ -7,16 +7,15 @@ a proxy that opens TLS is noticed and named.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hansa.core.errors import InputError, ProtocolError, RunError
+from hansa.core.errors import InputError, RunError
 from hansa.core.protocols import Slot
 from hansa.network import identity, renewal
 from hansa.network.calls import LONGEST_WAIT_S, Line, Unreachable
@@ -38,13 +37,17 @@ from hansa.network.messages import (
     release_mark,
     write,
 )
+from hansa.network.outbox import Parcel
 from hansa.network.participant import Participant
 from hansa.network.receipts import check_receipt
+from hansa.network.transfers import Upload, Vectors
+from hansa.tensors import Buffer
 from hansa.version import __version__
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _GOODBYES = 5  # tries, some ten seconds
 
+T = TypeVar("T")
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -62,12 +65,13 @@ class Connection:
     ) -> None:
         self.who, self.store, self.on_event = who, store, on_event
         self.stop = stop or threading.Event()
-        self._first_delay_s, self._held = first_delay_s, dict[str, bytes]()
+        self._first_delay_s = first_delay_s
         self._signer, self._receipts_key = who.signer(), b""
         self.receipts_certificate = b""
         self.has_ended = False  # the certificate: it can only sign its own renewal now
         self._may_forget = True  # files of an identity before this one
         self._line = self._open()
+        self._vectors = Vectors(self._line, store.folder / "downloads")
 
     def close(self) -> None:
         """Close what is open."""
@@ -106,26 +110,24 @@ class Connection:
         self.store.enter(work.run)
         return work
 
-    def get_blob(self, sha256: str) -> bytes:
+    def get_blob(self, sha256: str) -> Buffer:
         """A vector by its hash, checked against it; one that is still at hand is not downloaded again."""
-        if sha256 not in self._held:
-            body = self._ask("GET", f"/v1/blobs/{sha256}")
-            if hashlib.sha256(body).hexdigest() != sha256:
-                raise ProtocolError(
-                    f"blob: expected content with SHA-256 {sha256[:16]}..., found another; do not trust this server"
-                )
-            self._held[sha256] = body
-        return self._held[sha256]
+        held = self._vectors.get(sha256)
+        if held is None:
+            self._keep_trying(self._vectors.fetch(sha256))
+            held = self._vectors.get(sha256)
+            assert held is not None
+        return held
 
     def keep_blobs(self, wanted: set[str]) -> None:
         """Let go of vectors that the newest plan and release do not name."""
-        self._held = {sha256: body for sha256, body in self._held.items() if sha256 in wanted}
+        self._vectors.keep_only(wanted)
 
-    def put_report(self, run: str, slot: Slot, body: bytes) -> Receipt:
+    def put_report(self, run: str, slot: Slot, report: Parcel) -> Receipt:
         """Send a report; the same bytes may be sent any number of times."""
-        path = f"/v1/reports/{quote(run)}/{quote(str(slot), safe='')}"
-        receipt = read_receipt(self._ask("PUT", path, content=body))
-        self.check(receipt, run, slot, hashlib.sha256(body).hexdigest())
+        path = f"/v1/reports/{quote(run)}/{quote(str(slot), safe='')}/{report.sha256}"
+        receipt = read_receipt(self._keep_trying(Upload(self._line, path, report).go_on))
+        self.check(receipt, run, slot, report.sha256)
         return receipt
 
     def check(self, receipt: Receipt, run: str, slot: Slot, sha256: str) -> None:
@@ -144,10 +146,14 @@ class Connection:
 
     def _ask(self, method: str, path: str, *, tries: int | None = None, **request: Any) -> bytes:
         """One request, until it is answered, or ``tries`` times. Raises ``Refusal`` when the answer is no."""
+        return self._keep_trying(lambda: self._line.ask(method, path, **request), tries)
+
+    def _keep_trying(self, once: Callable[[], T], tries: int | None = None) -> T:
+        """What ``once`` gives when the server can be reached: tried later and later, but soon after it has got on."""
         delay, told = self._first_delay_s, False
         while True:
             try:
-                answer = self._line.ask(method, path, **request)
+                answer = once()
                 if told:
                     self.say("connected", url=self.who.url)
                 if self._may_forget:
@@ -163,6 +169,7 @@ class Connection:
                 if not told:
                     self.say("unreachable", url=self.who.url, reason=str(error))
                 told = True
+                delay = self._first_delay_s if error.moved else delay
             if self.stop.wait(delay * random.uniform(0.5, 1.0)):
                 raise Stopped("stopped while the server could not be reached")
             delay = min(2 * delay, _LONGEST_DELAY_S)

@@ -30,6 +30,7 @@ VARIABLE = "HANSA_FAILPOINTS"
 # Each point and what has happened before it: in the order in which a round comes by.
 FAILPOINTS: Mapping[str, str] = MappingProxyType(
     {
+        "file.filled": "a new file's content is written under a temporary name, not synced",
         "file.written": "a small file's content is on disk under a temporary name; the file itself is as it was",
         # The coordinator starts.
         "coordinator.store.created": "the database has its tables; its schema has no number yet",
@@ -46,7 +47,6 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.population.noted": "who could take part in the round is stored",
         "coordinator.plan.made": "a plan is made, nothing of it is kept",
         "coordinator.plan.noted": "the plan's hash is stored, nothing of it is shown",
-        "coordinator.blob.written": "a blob's content is in a temporary file, not synced",
         "coordinator.blob.synced": "a blob's temporary file is on disk, not renamed",
         "coordinator.blob.renamed": "a blob has its name, the folder is not synced",
         "coordinator.blob.durable": "a blob survives a loss of power",
@@ -54,6 +54,8 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.plan.showing": "every client's part is written, not committed",
         "coordinator.plan.shown": "the slot collects",
         # A report comes.
+        "coordinator.upload.grown": "some bytes of a long report are in its file",
+        "coordinator.upload.whole": "a long report is all there and was not looked at",
         "coordinator.report.received": "a report's body is here, nothing of it is kept",
         "coordinator.report.stored": "a report is a file under its hash, no row names it",
         "coordinator.report.recording": "a report's row is written, not committed",
@@ -91,6 +93,9 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "client.run.entered": "what was left of other runs is forgotten",
         # A client answers a plan.
         "client.plan.received": "a plan is here, nothing was done about it",
+        "client.download.grown": "some bytes of a long vector are in its file",
+        "client.download.whole": "a long vector is all there under a temporary name",
+        "client.parcel.kept": "a long report is in a file that no row names",
         "client.training.done": "the report is in memory, nothing of it is kept",
         "client.report.listed": "the report is listed as sent, it is not committed and has not left",
         "client.outbox.committing": "report, memory and secret are written, not committed",

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hansa.core.errors import HansaError
+from hansa.network.blobs import SMALL
 from hansa.network.checker import RENEW, Checker
 from hansa.network.messages import CODES, PROTOCOL, Refusal
 from hansa.network.quotas import Quotas
@@ -51,7 +52,7 @@ class Gate:
                 await asyncio.sleep(min(_LONGEST_PAUSE_S, refusal.more["retry_after_s"]))
             elif refusal.code in ("clock", "replay"):
                 await _drain(scope, receive)
-            await answer(refusal)(scope, receive, send)
+            await answer(refusal, scope)(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on. ``Refusal`` only before anything was answered."""
@@ -136,11 +137,18 @@ class _Body:
         return message
 
 
-def answer(error: HansaError) -> Response:
-    """An error as JSON with a fitting status: always a sentence and a code, and for some what the client needs."""
+def answer(error: HansaError, scope: Scope) -> Response:
+    """An error as JSON with a fitting status: always a sentence and a code, and for some what the client needs.
+
+    The line is cut where a long body would have to be read first.
+    """
     code = error.code if isinstance(error, Refusal) else "malformed"
     more = error.more if isinstance(error, Refusal) else {}
-    headers = {"Retry-After": str(more["retry_after_s"])} if "retry_after_s" in more else None
+    headers = {"Retry-After": str(more["retry_after_s"])} if "retry_after_s" in more else {}
+    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+    chunked = any(name.lower() == b"transfer-encoding" for name, _ in scope["headers"])
+    if chunked or len(lengths) > 1 or any(not re.fullmatch(rb"[0-9]{1,18}", v) or int(v) > SMALL for v in lengths):
+        headers["Connection"] = "close"
     return JSONResponse({"error": str(error), "code": code, **more}, status_code=CODES[code], headers=headers)
 
 

@@ -22,12 +22,18 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 class _PeerProtocol(H11Protocol):
-    """HTTP/1.1 that tells the app which certificate the client showed."""
+    """HTTP/1.1 that tells the app which certificate the client showed, and what arrived before a line was cut."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
-        self.app_state = {**self.app_state, "certificate": tls.getpeercert(binary_form=True) if tls else None}
+        certificate = tls.getpeercert(binary_form=True) if tls else None
+        self.app_state = {**self.app_state, "certificate": certificate, "unread": self._unread}
+
+    def _unread(self) -> bytes:
+        """What arrived of a body and nobody has read: uvicorn tells of a cut line before it hands out the rest."""
+        rest, self.cycle.body = bytes(self.cycle.body), bytearray()
+        return rest
 
 
 class _Server(uvicorn.Server):

@@ -42,10 +42,14 @@ CODES: Mapping[str, int] = {
     "another-model": 409,  # the app is the same, the frozen parameters are not
     "hello-first": 409,
     "conflict": 409,
+    "offset": 409,
     "length-required": 411,
     "too-large": 413,
+    "range": 416,
+    "digest": 422,
     "protocol": 426,
     "too-many": 429,  # over a quota: come back after ``retry_after_s``
+    "no-space": 507,
 }
 
 

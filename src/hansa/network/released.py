@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save as save_tensors
-
 from hansa.core.layout import Layout
 from hansa.network.blobs import write_file
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import Released
+from hansa.tensors import Packed
 from hansa.version import __version__
 
 
@@ -39,7 +38,7 @@ def keep_model(
     }
     newest = folder / "models" / f"{released.run}-{released.round}"
     newest.mkdir(parents=True, exist_ok=True)
-    write_file(newest / "parameters.safetensors", save_tensors(tensors))
+    write_file(newest / "parameters.safetensors", Packed(tensors, {}))
     write_file(newest / "run.json", json.dumps(info, indent=1).encode())
     if app:
         write_file(newest / "app.py", app[1])

@@ -294,6 +294,14 @@ class Rounds:
             shown = db.execute(sa.select(vectors.c.sha256).where(vectors.c.slot_id.in_(live)))
             return {row.sha256 for row in kept}, {row.sha256 for row in shown}
 
+    def unsettled(self) -> set[str]:
+        """The slots of this run whose outcome is still open."""
+        chosen = sa.select(slots.c.slot).where(
+            slots.c.run == self.run, slots.c.state.not_in(("aggregated", "abandoned"))
+        )
+        with self.store.read() as db:
+            return {row.slot for row in db.execute(chosen)}
+
     def refusals(self) -> list[dict[str, Any]]:
         """Every refusal of this run while training or preparing: round, client, reason."""
         chosen = (

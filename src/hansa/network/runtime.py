@@ -18,7 +18,7 @@ from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import write_plan
-from hansa.wire import pack, plan_parts, unpack_report
+from hansa.wire import lay_out, plan_parts, unpack_report
 
 _LOOK_AGAIN_S = 1.0  # another process (``hansa revoke``) may change the store
 
@@ -49,8 +49,8 @@ class NetworkRuntime:
     def start(self, plan: Plan, clients: Sequence[Client]) -> None:
         """Publish a plan, once. Raises ``RunError`` when another plan was published for this slot before."""
         fail_point("coordinator.plan.made")
-        vectors = {name: pack(vector) for name, vector in plan.broadcast.items()}
-        named = {name: hashlib.sha256(body).hexdigest() for name, body in vectors.items()}
+        vectors = {name: lay_out(vector) for name, vector in plan.broadcast.items()}
+        named = {name: packed.sha256 for name, packed in vectors.items()}
         bodies = {client: write_plan(plan_parts(plan, client)[0], named) for client in clients}
         rounds = self.coordinator.rounds
         if rounds.plan(plan.slot, plan.learn, _plan_hash(bodies)) == "planned":
@@ -140,7 +140,7 @@ class NetworkRuntime:
 
     def release(self, number: int, params: Array, constants: Mapping[str, Array]) -> None:
         """Publish the model after round ``number``, whose result is durable by now; forget what only it needed."""
-        vectors = {name: pack(vector) for name, vector in {"params": params, **constants}.items()}
+        vectors = {name: lay_out(vector) for name, vector in {"params": params, **constants}.items()}
         self.coordinator.release(number, vectors)
 
     def finish(self, wait_s: float = 10.0) -> tuple[Client, ...]:

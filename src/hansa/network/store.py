@@ -7,6 +7,7 @@ the server's own, in seconds since 1970.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,9 +187,20 @@ class Store:
     def write(self) -> Iterator[sa.Connection]:
         """One transaction that may write: committed at the end, rolled back by an exception.
 
-        Raises ``OperationalError`` (see ``is_busy``) when another process does not let go of the database; the thread
-        that called ``lock``, which drives the rounds, waits until it does.
+        Raises ``OSError`` (ENOSPC) when the disk is full, and ``OperationalError`` (see ``is_busy``) when another
+        process does not let go of the database; the thread that called ``lock``, which drives the rounds, waits.
         """
+        try:
+            with self._begun() as db:
+                yield db
+        except sa.exc.OperationalError as error:
+            if "disk is full" in str(error.orig):
+                raise OSError(errno.ENOSPC, f"{_FILE}: {error.orig}") from error
+            raise
+
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[sa.Connection]:
+        """A transaction that may write, as soon as nobody else does."""
         while True:
             db = self.engine.connect().execution_options(hansa_begin="BEGIN IMMEDIATE")
             try:

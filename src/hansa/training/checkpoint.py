@@ -54,7 +54,7 @@ class Checkpoint:
     def read(path: Path) -> Checkpoint:
         """The checkpoint in a file. Raises ``InputError`` when it is not one."""
         try:
-            tree = unpack(path.read_bytes())
+            tree = unpack(path.read_bytes(), longest_header=2**30)  # our own: a name a client may be in it
             return Checkpoint(
                 state=ServerState(tree["algorithm"], tuple(tree["transforms"])),
                 totals=tuple(tree["totals"]),
