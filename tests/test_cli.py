@@ -447,9 +447,10 @@ def test_what_others_wrote_can_do_nothing_to_the_terminal(tmp_path, command):
     from hansa.core.protocols import Slot
     from hansa.network.client_store import ClientStore
     from hansa.network.messages import Receipt
+    from hansa.network.outbox import Parcel
 
     store = ClientStore(tmp_path)
-    store.commit("r", Slot(0, 0, "update"), b"report", None, None)
+    store.commit("r", Slot(0, 0, "update"), Parcel.of(b"report"), None, None)
     reason = "[/bold] \x1b[31m\nround 2: accepted"
     store.received("r", Receipt(slot="train-0-0-update", sha256="ab" * 32, status="refused", reason=reason))
     store.close()

@@ -198,11 +198,7 @@ class UpdateTransform(Protocol):
 
 
 class Codec(Protocol):
-    """Packs rows of values into arrays that travel, and back, without changing a bit of any value.
-
-    ``row_bytes(num_params)``, which is optional, is the most bytes that the arrays of one packed row have, so that a
-    coordinator can refuse longer ones unread; without it, it takes 8 bytes a parameter.
-    """
+    """Packs rows into arrays and back, bit for bit. Optional ``row_bytes(num_params)``: the most bytes of one row."""
 
     def pack(self, updates: Updates) -> Mapping[str, Array]: ...
     def unpack(self, arrays: Mapping[str, Array], num_params: Any) -> tuple[Array, Mapping[str, Array]]: ...

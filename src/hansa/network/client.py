@@ -71,7 +71,7 @@ class Connection:
         self.has_ended = False  # the certificate: it can only sign its own renewal now
         self._may_forget = True  # files of an identity before this one
         self._line = self._open()
-        self._vectors = Vectors(self._line, store.folder / "downloads")
+        self._vectors = Vectors(lambda: self._line, store.folder / "downloads")
 
     def close(self) -> None:
         """Close what is open."""

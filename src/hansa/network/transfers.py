@@ -79,8 +79,8 @@ class Upload:
 class Vectors:
     """The vectors that a client holds: short ones in memory, long ones in files that a restart finds again."""
 
-    def __init__(self, line: Line, folder: Path) -> None:
-        self._line, self._folder = line, folder
+    def __init__(self, line: Callable[[], Line], folder: Path) -> None:
+        self._line, self._folder = line, folder  # the line is another one after the client's certificate was renewed
         self._held: dict[str, bytes | Path] = {}
 
     def get(self, sha256: str) -> Buffer | None:
@@ -92,7 +92,7 @@ class Vectors:
 
     def fetch(self, sha256: str) -> Callable[[], None]:
         """One try after another to bring a vector here; after the first that does not raise it can be had."""
-        download = Download(self._line, sha256, self._folder)
+        download = Download(self._line(), sha256, self._folder)
 
         def go_on() -> None:
             self._held[sha256] = download.go_on()
