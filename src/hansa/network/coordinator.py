@@ -15,15 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hansa.core import chain
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
 from hansa.network.blobs import Blobs, let_go, map_file
 from hansa.network.failpoints import fail_point
 from hansa.network.journal import append, save_log, sign_head
+from hansa.network.looks import fault_of, form_of, plain
 from hansa.network.messages import (
     NO_FROZEN,
     PROTOCOL,
@@ -51,8 +49,6 @@ from hansa.wire import unpack_report
 
 KINDS = {"train": "update", "evaluate": "metrics", "prepare": "statistics"}
 _SLACK, _NAMES = 2**20, 2**16  # bytes of a report beside its row: where that may be longer than it is packed, or not
-_COLUMNS = 2**21
-_LONGEST_NAMES = 200
 _UNKNOWN_SIZE = 2**28  # reports whose length no one knows before: statistics and the mail of an aggregator
 
 
@@ -335,14 +331,14 @@ class Coordinator:
             refused = report.refused.get(name, "")
             if not refused and isinstance(report.payload, Updates):
                 free = partial(let_go, content)
-                refused, form = _fault(report.payload, parts.must_be_finite, free), _form(report.payload)
+                refused, form = fault_of(report.payload, parts.must_be_finite, free), form_of(report.payload)
             elif not refused and learn and getattr(parts.aggregator, "reveals_rows", True):
                 refused = "report holds no update"
         except ProtocolError as error:
             refused = str(error)
         except Exception as error:  # a codec may fail in any way on bytes that it did not make
             refused = f"report cannot be read ({type(error).__name__})"
-        return Arrival(client=name, sha256=sha256, size=len(content), refused=_plain(refused), form=form)
+        return Arrival(client=name, sha256=sha256, size=len(content), refused=plain(refused), form=form)
 
 
 def open_run(store: Store, fingerprint: str, settings: str = "") -> str:
@@ -363,51 +359,6 @@ def open_run(store: Store, fingerprint: str, settings: str = "") -> str:
     run = {"id": secrets.token_hex(8), "fingerprint": fingerprint, "settings": settings, "finished": False}
     store.put("run", json.dumps(run).encode())
     return str(run["id"])
-
-
-def _fault(updates: Updates, must_be_finite: bool, let_go: Callable[[], None]) -> str:
-    """What is wrong with a row, or nothing; ``let_go`` is called wherever what was read is not needed any more."""
-    weight = np.asarray(updates.weights)
-    if weight.dtype.kind not in "fiu" or not np.isfinite(weight).all() or not (weight > 0).all():
-        return "weight is not a positive number"
-    if np.asarray(updates.values).dtype.kind not in "fiu":
-        return "update holds no numbers"
-    columns = [column for name, column in updates.tail.items() if name != "train_loss"]
-    if must_be_finite and not (_is_finite(updates.values, let_go) and all(np.isfinite(c).all() for c in columns)):
-        return "update is not finite"
-    if must_be_finite and not _has_length(updates.values):
-        return "update is too large"
-    return ""
-
-
-def _has_length(values: Any) -> bool:
-    """Whether rows' squared lengths are numbers: sums of anything longer may not be."""
-    with np.errstate(over="ignore"):
-        rows = np.asarray(values)
-        return rows.dtype.kind != "f" or bool(np.isfinite(np.einsum("np,np->n", rows, rows)).all())
-
-
-def _is_finite(values: np.ndarray[Any, Any], let_go: Callable[[], None]) -> bool:
-    """Whether all of it is, looked at some columns at a time."""
-    for start in range(0, values.shape[1], _COLUMNS):
-        if not chain.finite_rows(values[:, start : start + _COLUMNS]).all():
-            return False
-        let_go()
-    return True
-
-
-def _form(updates: Updates) -> str:
-    """Sizes and names: rows of one slot must agree in them to be combined."""
-    values = np.asarray(updates.values)
-    names = _plain(", ".join([*sorted(updates.tail), *(f"side {name}" for name in sorted(updates.side))]))
-    if len(names) > _LONGEST_NAMES:
-        names = f"{names[:_LONGEST_NAMES]}... ({hashlib.sha256(names.encode()).hexdigest()})"
-    return f"{values.shape[1]} values of {values.dtype}" + (f" with {names}" if names else "")
-
-
-def _plain(text: str) -> str:
-    """A client's text without what no database or terminal takes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 __all__ = ["KINDS", "Coordinator", "open_run"]
