@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+MINUTES ?= 10
 BIN := .venv/bin
 STAMP := .venv/.hansa-installed
 # Each test worker keeps to one thread, so that workers do not fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check lint types layers doctest docs format clean
+.PHONY: help setup demo test test-all soak check lint types layers doctest docs format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -30,6 +31,9 @@ test: setup ## the fast tests; any warning is an error
 
 test-all: setup ## the slow tests too
 	$(PYTEST) -n $(WORKERS) -m "" --durations=10
+
+soak: setup ## kill coordinators and clients at random, for MINUTES=10
+	$(BIN)/python scripts/soak.py --minutes $(MINUTES)
 
 check: lint types layers docs doctest ## all that CI does; the tests come last
 	@$(MAKE) --no-print-directory test

@@ -378,3 +378,81 @@ def test_join_names_a_damaged_token(federation, command):
 def test_every_help_has_an_example(command, name):
     status, out, _ = command(name, "--help")
     assert (status, "Example:" in out) == (0, True)
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """A run directory and a state folder with an audit log."""
+    pytest.importorskip("sqlalchemy")
+    from hansa.network.identity import Authority
+    from hansa.network.journal import append, save_log
+    from hansa.network.receipts import Seal
+    from hansa.network.store import Store
+
+    store = Store(tmp_path / "fed")
+    authority = Authority.open(tmp_path / "fed" / "authority")
+    with store.write() as db:
+        append(db, 1_800_000_000.0, "invited", "berlin", {"uses": 1})
+        append(db, 1_800_000_001.0, "enrolled", "paris", {"certificate": "ab" * 32})
+        append(
+            db, 1_800_000_002.0, "frozen", "", {"run": "r", "slot": "train-0-0-update", "reports": [], "refused": []}
+        )
+    (tmp_path / "run").mkdir()
+    save_log(store, Seal.open(authority), authority.certificate, tmp_path / "run")
+    store.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["run", "fed"])
+def test_the_log_is_shown_and_checked(logged, command, where):
+    status, out, _ = command("log", logged / where)
+    assert (status, "berlin" in out, "paris" in out, "2027-01-15" in out) == (0, True, True, True)
+    status, out, _ = command("log", logged / where, "--client", "paris")
+    assert (status, "berlin" in out, "paris" in out) == (0, False, True)
+    status, out, error = command("log", logged / where, "--verify")
+    assert (status, "3 entries" in out, "whole" in out, error) == (0, True, True, "")
+
+
+def test_a_log_of_which_one_byte_was_changed_is_status_1(logged, command):
+    path = logged / "run" / "log.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"paris", b"Paris"))
+    status, out, error = command("log", logged / "run", "--verify")
+    assert (status, "line 2:" in out, "expected a log that is whole" in error) == (1, True, True)
+    assert command("log", logged / "run")[0] == 0
+
+
+def test_a_log_that_is_none_is_bad_input(logged, command, tmp_path):
+    assert command("log", tmp_path / "nothing", "--verify")[0] == 2
+    (logged / "run" / "log.jsonl").write_bytes(b"\x1b[31mnonsense\n")
+    status, out, error = command("log", logged / "run")
+    assert (status, "line 1" in error, "\x1b" in out + error) == (2, True, False)
+    (logged / "run" / "authority.pem").unlink()
+    status, _, error = command("log", logged / "run", "--verify")
+    assert (status, "authority's certificate" in error) == (2, True)
+
+
+def test_a_client_counts_its_receipts(tmp_path, command):
+    from hansa.network.client_store import ClientStore
+    from hansa.network.messages import Receipt
+
+    store = ClientStore(tmp_path)
+    for number in range(3):
+        store.received("r", Receipt(slot=f"train-{number}-0-update", sha256="ab" * 32, status="accepted"))
+    store.close()
+    status, out, _ = command("status", "--state", tmp_path)
+    assert (status, "signed receipts: 3 accepted" in out) == (0, True)
+
+
+def test_what_others_wrote_can_do_nothing_to_the_terminal(tmp_path, command):
+    from hansa.core.protocols import Slot
+    from hansa.network.client_store import ClientStore
+    from hansa.network.messages import Receipt
+    from hansa.network.outbox import Parcel
+
+    store = ClientStore(tmp_path)
+    store.commit("r", Slot(0, 0, "update"), Parcel.of(b"report"), None, None)
+    reason = "[/bold] \x1b[31m\nround 2: accepted"
+    store.received("r", Receipt(slot="train-0-0-update", sha256="ab" * 32, status="refused", reason=reason))
+    store.close()
+    status, out, _ = command("status", "--state", tmp_path)
+    assert (status, "[/bold]" in out, "\x1b" in out) == (0, True, False)

@@ -1,8 +1,10 @@
 import contextlib
+import hashlib
 import json
 import math
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from hansa.core.chain import Raw
 from hansa.core.errors import ProtocolError
 from hansa.core.key import Key
 from hansa.core.protocols import Plan, Report, Slot, Updates
+from hansa.network.blobs import map_file
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
-from hansa.wire import DTYPES, Nonzeros, pack, pack_report, plan_parts, unpack, unpack_report
+from hansa.wire import DTYPES, Nonzeros, lay_out, pack, pack_report, plan_parts, unpack, unpack_report
 
 SLOT = Slot(3, 1, "update")
 CODECS = {
@@ -174,8 +177,12 @@ def test_any_json_in_a_body_gives_a_protocol_error_or_data(tree):
         body_of({"#f": "1e3"}),
         body_of({"#b": "not base64!"}),
         body_of({}),
+        body_of({"#a": "0", "s": [-1]}, **{"0": 1.0}),
+        body_of([{"#a": "0", "s": [1]}, {"#a": "0", "s": [1]}], **{"0": 1.0}),
+        body_of({"#a": "0", "s": [1]}, **{"0": 1.0, "1": 1.0}),
+        pack(3).replace(b'"tree"', b'"tre2"'),
     ],
-    ids=range(21),
+    ids=range(25),
 )
 def test_a_body_that_is_not_ours_is_a_protocol_error(body):
     with pytest.raises(ProtocolError):
@@ -194,7 +201,54 @@ def test_a_tree_nested_too_deeply_is_a_protocol_error():
         unpack(struct.pack("<Q", len(header)) + header)
 
 
+def test_a_body_of_many_names_has_a_limit_which_the_caller_may_raise():
+    body = pack({"names": ["x" * 1000] * 5000})
+    with pytest.raises(ProtocolError, match="a header of"):
+        unpack(body)
+    assert len(unpack(body, longest_header=2**24)["names"]) == 5000
+
+
+def test_what_is_said_of_a_hostile_body_is_short():
+    with pytest.raises(ProtocolError) as caught:
+        unpack(body_of({"#a": "x" * 10_000, "s": []}))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_mapped_as_memory_is_read_without_a_copy(tmp_path):
+    values = np.arange(2.0**17)
+    (tmp_path / "body").write_bytes(pack({"values": values, "few": np.ones(3, np.int8)}))
+    body = map_file(tmp_path / "body")
+    tracemalloc.start()
+    tree = unpack(body)
+    assert tracemalloc.get_traced_memory()[1] < 2**17
+    tracemalloc.stop()
+    assert np.shares_memory(tree["values"], np.frombuffer(body, np.uint8))
+    assert tree["values"].flags.writeable  # torch wants that; nothing reaches the file
+    tree["values"] += 1
+    assert (unpack((tmp_path / "body").read_bytes())["values"] == values).all()
+
+
+@given(tree=trees)
+def test_a_body_in_pieces_is_the_same_body(tree):
+    tree = {"tree": tree, "array": np.arange(3)}
+    packed = lay_out(tree)
+    assert b"".join(packed.pieces()) == pack(tree)
+    assert packed.sha256 == hashlib.sha256(pack(tree)).hexdigest()
+
+
 # --------------------------------------------------------------------------------------------------------- reports
+
+
+@every_codec
+@given(length=st.integers(1, 300))
+def test_a_codec_says_how_long_a_row_is_at_most(codec, length):
+    transform = {"Levels": Quantize(bits=5), "Sparse": TopK(fraction=0.5)}.get(type(codec).__name__)
+    block = support.block(np.random.default_rng(length).normal(size=(1, length)))
+    sent = support.encoded((transform,), block)[0] if transform else block
+    size = sum(np.asarray(array).nbytes for array in codec.pack(sent).values())
+    assert size <= codec.row_bytes(length) + 8
+    if not isinstance(codec, Nonzeros):
+        assert size == codec.row_bytes(length)
 
 
 @every_codec

@@ -25,6 +25,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     matplotlib.rcParams.update({"svg.hashsalt": "hansa", "svg.fonttype": "none", "font.size": 9})
     counts = [sum(line.workload == name for line in lines) for name in names]
@@ -42,11 +43,13 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         bars = panel.barh([line.row.title for line in own], ratios, color=[COLOURS[line.row.kind] for line in own])
         panel.bar_label(bars, [f" {times(line, hansa[name])}" for line in own])
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:,g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlim(min(*ratios, 0.5) / 2, max(ratios) * 3)
         panel.invert_yaxis()
         panel.axvline(1, color=COLOURS["hansa"], linewidth=1, zorder=0)
         panel.set_title(f"{name}: {SETTINGS[name].says}", loc="left", x=-0.37, fontsize=9, fontweight="bold")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1, 0].set_xlabel("seconds a round, in times hansa's (logarithmic)")
+    figure.supxlabel("seconds a round, in times hansa's (logarithmic); green: hansa, grey: written by hand", fontsize=9)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

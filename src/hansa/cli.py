@@ -1,4 +1,4 @@
-"""The command line: ``hansa demo | simulate | check | serve | invite | revoke | join | status | report | compare``."""
+"""Commands: ``hansa demo | simulate | check | serve | invite | revoke | join | status | log | report | compare``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def main() -> None:
             raise
         sys.stderr.write(f"hansa: {error}\n")
         sys.exit(error.exit_status)
+    except MemoryError:
+        if debug:
+            raise
+        sys.stderr.write(
+            "hansa: expected enough memory, found none left; what was committed is safe: serve and join go on by the "
+            "same line on a machine with more\n"
+        )
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             sys.stderr.write(
@@ -215,6 +223,23 @@ def status(
     from hansa.commands.status import run_status
 
     run_status(state, json)
+
+
+@app.command()
+def log(
+    where: Annotated[Path, typer.Argument(metavar="RUN_OR_STATE", help="A run directory, or a coordinator's --state.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that nothing was changed: exit status 1 if so.")
+    ] = False,
+    client: Annotated[str | None, typer.Option("--client", metavar="NAME", help="Only what this client did.")] = None,
+) -> None:
+    """The audit log: who did what, each line chained to the one before, and its check, offline.
+
+    Example: [bold]hansa log run --verify[/bold]
+    """
+    from hansa.commands.log import run_log
+
+    run_log(where, verify, client)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -69,6 +70,15 @@ def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Se
     for row, scores in rows.items():
         table.add_row(row, *(number(scores.get(name)) for name in names))
     return table
+
+
+def harmless(text: str) -> str:
+    r"""A text from elsewhere as it may be printed: no control characters, and nothing that rich takes for markup.
+
+    >>> harmless("[/bold] \x1b[31m")
+    '\\[/bold] \\x1b[31m'
+    """
+    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
 
 
 def new_table(title: str = "", *, tight: bool = False) -> Table:

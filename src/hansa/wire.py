@@ -14,29 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from hansa.core.errors import ProtocolError
 from hansa.core.protocols import Codec, Plan, Report, Slot, Updates
+from hansa.tensors import DTYPES, Buffer, Packed, read_tensors, strict_json, whole_numbers
 
-DTYPES = (
-    "float64",
-    "float32",
-    "float16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint64",
-    "uint32",
-    "uint16",
-    "uint8",
-    "bool",
-)
 _MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)  # of a tree of another form
 _DEPTH = 32
+_LONGEST_HEADER = 2**22  # names, numbers and texts of one body
 _LONGEST_SUM = 2**24  # numbers in a row of sums whose length the plan does not say
 
 
@@ -46,29 +31,45 @@ def pack(tree: Any) -> bytes:
     >>> unpack(pack({"round": 3, "values": np.ones(2, np.float32)}))["values"]
     array([1., 1.], dtype=float32)
     """
+    return bytes(lay_out(tree))
+
+
+def lay_out(tree: Any) -> Packed:
+    """The same body, ready to be written piece by piece: its arrays are not copied.
+
+    >>> packed = lay_out({"values": np.ones(3)})
+    >>> bytes(packed) == pack({"values": np.ones(3)})
+    True
+    """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     skeleton = json.dumps(_flatten(tree, arrays), separators=(",", ":"), allow_nan=False)  # mappings keep their order
-    # safetensors wants aligned JSON; metadata is text and part of the measured bytes
-    return bytes(save_tensors(arrays, metadata={"tree": skeleton}))
+    return Packed(arrays, {"tree": skeleton})
 
 
-def unpack(body: bytes) -> Any:
-    """The tree in a body. Raises ``ProtocolError`` for anything malformed; no class is ever looked up."""
+def unpack(body: Buffer, *, longest_header: int = _LONGEST_HEADER) -> Any:
+    """The tree in a body. Raises ``ProtocolError`` for anything malformed; no class is ever looked up.
+
+    Arrays are views of ``body`` where it can be written to (a file mapped as memory, say), and copies where not. A body
+    whose names, numbers and texts are longer than ``longest_header`` bytes is malformed.
+    """
     try:
-        header_size = int.from_bytes(body[:8], "little")
-        if len(body) < 8 or header_size > len(body) - 8:
-            raise ValueError("the header is longer than the body")
-        header = json.loads(body[8 : 8 + header_size])
-        skeleton = json.loads(header["__metadata__"]["tree"])
-        return _rebuild(skeleton, load_tensors(body), 0)
-    except (*_MALFORMED, RecursionError, SafetensorError) as error:
-        raise ProtocolError(
-            f"body: expected a safetensors body of hansa, found {type(error).__name__}: {error}"
-        ) from error
+        texts, arrays = read_tensors(body, longest_header)
+        tree = _rebuild(strict_json(texts["tree"]), arrays, 0)
+        if len(texts) > 1 or arrays:
+            raise ValueError("more texts or tensors than the tree names")
+        return tree
+    except (*_MALFORMED, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ProtocolError(f"body: expected a safetensors body of hansa, found {found[:300]}") from error
 
 
 def pack_report(report: Report, codec: Codec) -> bytes:
-    """The body of one client's report; the client's name is not in it: its certificate says who it is."""
+    """The body of one client's report."""
+    return pack(report_tree(report, codec))
+
+
+def report_tree(report: Report, codec: Codec) -> dict[str, Any]:
+    """What one client's report holds; the client's name is not in it: its certificate says who it is."""
     payload = report.payload
     if not report.clients:  # refused: there is no row to pack
         content: Any = {"mail": None}
@@ -77,10 +78,10 @@ def pack_report(report: Report, codec: Codec) -> bytes:
         content = {"updates": {"arrays": arrays, "weights": payload.weights, "tail": dict(payload.tail)}}
     else:
         content = {"mail": payload.get(report.clients[0])}
-    return pack({**content, "refused": next(iter(report.refused.values()), None)})
+    return {**content, "refused": next(iter(report.refused.values()), None)}
 
 
-def unpack_report(body: bytes, slot: Slot, client: str, codec: Codec, num_params: int | None) -> Report:
+def unpack_report(body: Buffer, slot: Slot, client: str, codec: Codec, num_params: int | None) -> Report:
     """One client's report. ``num_params`` is the length that an update must have, None where it is not known before.
 
     Raises ``ProtocolError`` when shapes, names or types are not those of a report.
@@ -135,6 +136,10 @@ class Nonzeros:
         row[0, where] = np.asarray(arrays["nonzero"], dtype=np.float64)
         return row, {}
 
+    def row_bytes(self, num_params: int) -> int:
+        """A float64 a number; fewer where most are zero."""
+        return 8 * num_params
+
 
 def plan_parts(plan: Plan, client: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one client is sent: a small tree, and its broadcast vectors (which travel as blobs of their own)."""
@@ -163,7 +168,7 @@ def _flatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         if str(tree.dtype) not in DTYPES:
             raise TypeError(f"body: expected an array of {DTYPES}, found {tree.dtype}")
         name = str(len(arrays))
-        arrays[name] = np.ascontiguousarray(tree)
+        arrays[name] = tree if tree.ndim else tree.reshape(1)
         return {"#a": name, "s": list(tree.shape)}
     if isinstance(tree, Mapping):
         if not all(isinstance(key, str) for key in tree):
@@ -176,8 +181,8 @@ def _flatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     raise TypeError(f"body: expected arrays, numbers and names, found {type(tree).__name__}")
 
 
-def _rebuild(skeleton: Any, arrays: Mapping[str, np.ndarray[Any, Any]], depth: int) -> Any:
-    """The tree of a skeleton; every array is shaped as the sender said and as its bytes allow."""
+def _rebuild(skeleton: Any, arrays: dict[str, np.ndarray[Any, Any]], depth: int) -> Any:
+    """The tree of a skeleton; takes each array out of ``arrays``, shaped as the sender said and as its bytes allow."""
     if depth > _DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(skeleton, list):
@@ -190,4 +195,4 @@ def _rebuild(skeleton: Any, arrays: Mapping[str, np.ndarray[Any, Any]], depth: i
         return base64.b64decode(skeleton["#b"], validate=True)
     if "#f" in skeleton:
         return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[skeleton["#f"]]
-    return arrays[skeleton["#a"]].reshape(skeleton["s"])
+    return arrays.pop(skeleton["#a"]).reshape(whole_numbers(skeleton["s"]))

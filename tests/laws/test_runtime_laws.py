@@ -6,51 +6,23 @@ import numpy as np
 import pytest
 
 import support
-from hansa.aggregators.krum import Krum
 from hansa.aggregators.mean import Mean
-from hansa.aggregators.median import Median
-from hansa.aggregators.trimmed_mean import TrimmedMean
 from hansa.algorithms.fedavg import FedAvg
-from hansa.algorithms.fedopt import FedAdam, FedAvgM
-from hansa.algorithms.fedprox import FedProx
-from hansa.algorithms.scaffold import SCAFFOLD
 from hansa.core.protocols import Slot
 from hansa.core.round import make_plan, server_round
 from hansa.data.dataset import Dataset
 from hansa.data.population import Population
-from hansa.data.prepare import Standardize
 from hansa.data.sampling import Poisson
-from hansa.learners.linear import LinearLearner
 from hansa.runtimes.inprocess import InProcess
 from hansa.training.history import write_csv
 from hansa.training.simulate import simulate
-from hansa.transforms.clip import Clip
-from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
+from support_federations import FEDERATIONS, LOCAL
 
-LOCAL = {"client_learning_rate": 0.05, "local_epochs": 2, "batch_size": 4}
-CLASSIFIER = LinearLearner(num_features=3, num_classes=2, metrics=("f1", "auc", "accuracy"))
-FEDERATIONS = {
-    "FedAvg": support.linear(),
-    "FedProx": support.linear(algorithm=FedProx(**LOCAL, strength=0.1)),
-    "FedAdam": support.linear(algorithm=FedAdam(**LOCAL)),
-    "SCAFFOLD": support.linear(algorithm=SCAFFOLD(**LOCAL)),
+FEDERATIONS = FEDERATIONS | {
     "TopK": support.linear(transforms=(TopK(fraction=0.4),)),
     "Quantize": support.linear(transforms=(Quantize(bits=4),)),
-    "SCAFFOLD, TopK, Quantize": support.linear(
-        algorithm=SCAFFOLD(**LOCAL), transforms=(TopK(fraction=0.4), Quantize(bits=8))
-    ),
-    "prepared": support.linear(prepare=(Standardize(min_rows=1), Standardize(min_rows=1))),
-    "noise": support.linear(
-        algorithm=FedAvgM(**LOCAL),
-        transforms=(Clip(norm=1.0), GaussianNoise(noise_multiplier=0.5, delta=1e-3)),
-        aggregator=Mean(weighting="clients"),
-    ),
-    "Median": support.linear(aggregator=Median(), transforms=(Quantize(bits=8),)),
-    "TrimmedMean": support.linear(aggregator=TrimmedMean(fraction=0.2)),
-    "Krum": support.linear(aggregator=Krum(num_byzantine=1)),
-    "classes": support.linear(learner=CLASSIFIER),
 }
 SIZES = (7, 1, 12, 5, 3, 9, 2, 4, 6, 8, 10, 1, 3, 2, 5, 5, 4, 3)  # a cohort of 17: one leaf holds two
 REGRESSION, CLASSES = support.regression(SIZES), support.classes(SIZES)

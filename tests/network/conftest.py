@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from hansa.core.round import Context, begin, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.learners.linear import LinearLearner
+from hansa.network.calls import Signed
 from hansa.network.client import Connection, run_participant
 from hansa.network.client_store import ClientStore
 from hansa.network.coordinator import Coordinator
@@ -29,11 +31,9 @@ APP = "ab" * 32
 
 
 def make_federation(**more):
-    return Federation(
-        learner=LinearLearner(num_features=3, num_classes=2),
-        algorithm=FedAvg(client_learning_rate=0.1, local_epochs=2, batch_size=4),
-        **more,
-    )
+    learner = more.pop("learner", None) or LinearLearner(num_features=3, num_classes=2)
+    algorithm = FedAvg(client_learning_rate=0.1, local_epochs=2, batch_size=4)
+    return Federation(learner=learner, algorithm=algorithm, **more)
 
 
 def rows(seed, count=12):
@@ -83,6 +83,17 @@ class Site:
     def connect(self, name: str, store: ClientStore, on_event=None) -> Connection:
         who = Identity.of(self.folder / name) or self.enrol(name)
         return Connection(who, store, on_event=on_event, stop=self.stop, first_delay_s=0.02)
+
+    def http(self, who: Identity, signer) -> httpx.Client:
+        """Requests of a client, signed."""
+        return httpx.Client(base_url=self.url, verify=who.context(), auth=Signed(signer), trust_env=False)
+
+    def trusting(self, connection: Connection) -> Connection:
+        """A connection as its hello would leave it: it knows the server's time and the key of receipts."""
+        connection._trust(self.coordinator.seal.certificate)
+        with self.http(connection.who, connection._signer) as http:
+            http.get("/v1/work")
+        return connection
 
     def join(self, name: str, data, *, stop=None, on_event=None, app: str = APP, offered=None) -> threading.Thread:
         """A participant in a thread; what it raises is kept by name."""

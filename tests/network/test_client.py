@@ -6,7 +6,10 @@ import pytest
 SERVER_SIDE = ("fastapi", "uvicorn", "sqlalchemy", "pydantic", "starlette", "torch", "pandas", "sklearn")
 
 
-@pytest.mark.parametrize("module", ["client", "participant", "enrolment", "client_store", "messages", "token"])
+@pytest.mark.parametrize(
+    "module",
+    ["client", "participant", "enrolment", "client_store", "messages", "token", "renewal", "receipts", "audit"],
+)
 def test_a_client_imports_nothing_of_the_servers(module):
     code = f"import sys, hansa.network.{module}; print([m for m in {SERVER_SIDE} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

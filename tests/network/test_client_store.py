@@ -9,8 +9,11 @@ from hansa.core.errors import InputError
 from hansa.core.protocols import Slot
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import Receipt, Settlement
+from hansa.network.outbox import Parcel
+from hansa.wire import pack, unpack
 
-SLOT = Slot(1, 0, "update")
+SLOT, REPORT = Slot(1, 0, "update"), Parcel.of(b"report")
+LONG = {"values": np.ones(2**18, np.float32)}  # 1 MiB, and a header
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def settle(store, counted, number=1, slot=SLOT):
 
 
 def commit(store, slot=SLOT, value=1.0, scratch=None):
-    store.commit("run", slot, b"report", {"bias": np.full(2, value)}, scratch)
+    store.commit("run", slot, REPORT, {"bias": np.full(2, value)}, scratch)
 
 
 def test_memory_is_kept_when_the_update_counted(store):
@@ -61,7 +64,7 @@ def test_a_report_is_the_same_after_a_restart_until_it_is_settled(store, tmp_pat
     secret = store.secret("run", SLOT)
     store.close()
     again = ClientStore(tmp_path)
-    assert again.outbox("run", SLOT) == b"report"
+    assert again.outbox("run", SLOT) == REPORT
     assert again.secret("run", SLOT) == secret
     assert again.scratch("run", SLOT) == {"key": 3}
     settle(again, counted=True)
@@ -73,8 +76,8 @@ def test_a_report_is_the_same_after_a_restart_until_it_is_settled(store, tmp_pat
 def test_a_report_is_committed_whole_or_not_at_all(store):
     commit(store)
     with pytest.raises(sqlite3.IntegrityError):
-        store.commit("run", SLOT, b"other", {"bias": np.zeros(2)}, None)
-    assert store.outbox("run", SLOT) == b"report"
+        store.commit("run", SLOT, Parcel.of(b"other"), {"bias": np.zeros(2)}, None)
+    assert store.outbox("run", SLOT) == REPORT
     settle(store, counted=True)
     assert store.memory("run")["bias"].tolist() == [1.0, 1.0]
 
@@ -116,3 +119,70 @@ def test_what_was_asked_sent_and_counted_can_be_looked_up(store):
     settle(store, counted=True)
     [answer] = store.answers()
     assert (answer["round"], answer["bytes"], answer["status"], answer["counted"]) == (1, 6, "accepted", 1)
+
+
+# ---------------------------------------------------------------------------------------------------- long reports
+
+
+def files(store):
+    return sorted(path.name for path in store.folder.glob("outbox/*"))
+
+
+def test_a_long_report_lies_in_a_file_that_is_its_body_until_it_is_settled(store, tmp_path):
+    made = store.pack(LONG)
+    store.commit("run", SLOT, made, None, None)
+    store.close()
+    again = ClientStore(tmp_path)
+    again.enter("run")
+    found = again.outbox("run", SLOT)
+    assert found == made
+    assert found.path.read_bytes() == b"".join(found.stretch(0, found.size)) == pack(LONG)
+    assert hashlib.sha256(pack(LONG)).hexdigest() == found.sha256 == files(again)[0]
+    assert (unpack(found.path.read_bytes())["values"] == 1).all()
+    settle(again, counted=True)
+    assert files(again) == []
+    again.close()
+
+
+def test_a_short_report_needs_no_file(store):
+    store.commit("run", SLOT, store.pack({"values": np.ones(9)}), None, None)
+    assert files(store) == []
+
+
+def test_files_that_no_row_names_are_removed(store, tmp_path):
+    store.commit("run", SLOT, store.pack(LONG), None, None)
+    store.pack({"values": np.zeros(2**18)})  # the process ended before the row was written
+    (tmp_path / "outbox" / ".new-crash").write_bytes(b"half")
+    store.close()
+    again = ClientStore(tmp_path)
+    again.enter("run")
+    assert files(again) == [again.outbox("run", SLOT).sha256]
+    again.enter("next")
+    assert files(again) == []
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_damaged_report_is_made_anew(store, damage):
+    made = store.pack(LONG)
+    store.commit("run", SLOT, made, None, None)
+    if damage == "gone":
+        made.path.unlink()
+    else:
+        made.path.write_bytes(b"x" * (made.size if damage == "changed" else 7))
+    assert store.outbox("run", SLOT) is None
+    store.commit("run", SLOT, store.pack(LONG), None, None)
+    assert store.outbox("run", SLOT) == made
+
+
+def test_the_outbox_of_an_older_hansa_is_read(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "client.db")) as db:
+        db.execute(
+            "CREATE TABLE outbox (run TEXT, task TEXT, round INTEGER, attempt INTEGER, slot TEXT, body BLOB NOT NULL,"
+            " PRIMARY KEY (run, slot))"
+        )
+        db.execute("INSERT INTO outbox VALUES ('run', 'train', 1, 0, ?, ?)", (str(SLOT), b"report"))
+        db.commit()
+    store = ClientStore(tmp_path)
+    assert store.outbox("run", SLOT) == REPORT
+    store.close()

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Report, Slot, Updates
 from hansa.core.round import Context, begin, make_plan
+from hansa.learners.linear import LinearLearner
 from hansa.network.coordinator import Coordinator
 from hansa.network.identity import fingerprint, make_request
 from hansa.network.messages import PROTOCOL, Enrol, Hello, Refusal, read_plan
@@ -69,8 +71,10 @@ def test_another_app_is_refused_by_fingerprint(desk):
 
 
 def test_another_protocol_is_refused(desk):
-    with pytest.raises(Refusal, match="install the coordinator's version"):
-        desk.coordinator.hello("berlin", Hello(protocol=99, version="9", fingerprints=(desk.app,)))
+    for protocol in (PROTOCOL - 1, PROTOCOL + 1, 0, -1, 2**70):
+        with pytest.raises(Refusal, match="install the coordinator's version") as e:
+            desk.coordinator.hello("berlin", Hello(protocol=protocol, version="9", fingerprints=(desk.app,)))
+        assert e.value.code == "protocol"
 
 
 def test_work_asks_for_a_hello_first(desk):
@@ -82,8 +86,9 @@ def test_work_asks_for_a_hello_first(desk):
 def test_a_plan_names_vectors_by_the_hash_of_their_bodies(desk):
     work = desk.coordinator.work("berlin")
     sha256 = read_plan(work.plan).vectors["params"]
-    body = desk.coordinator.vector("berlin", sha256).read_bytes()
-    assert hashlib.sha256(body).hexdigest() == sha256
+    path, size = desk.coordinator.vector(sha256)
+    body = path.read_bytes()
+    assert (hashlib.sha256(body).hexdigest(), len(body)) == (sha256, size)
     assert unpack(body).tolist() == [0.0] * 4
 
 
@@ -127,6 +132,14 @@ def test_a_report_that_cannot_count_is_refused_with_its_reason_and_the_round_goe
     [refusal] = desk.runtime.refusals()
     assert (refusal["round"], refusal["client"]) == (0, "berlin")
     assert reason in refusal["reason"]
+
+
+def test_what_a_client_writes_can_do_nothing_to_a_terminal(desk):
+    reason = "\x1b[31m[/bold]\n2026-11-21 berlin \u202e revoked" + "x" * 10_000
+    body = pack_report(Report(SLOT, (), {}, {"x": reason}), desk.federation.codec(SLOT))
+    receipt = desk.coordinator.report("berlin", SLOT, body)
+    assert (receipt.status, receipt.reason.isprintable(), len(receipt.reason) <= 500) == ("refused", True, True)
+    assert desk.coordinator.status()["clients"][0]["refused"][0].isprintable()
 
 
 @pytest.mark.parametrize(
@@ -237,3 +250,26 @@ def test_a_release_is_offered_until_it_is_kept_and_forgets_what_a_replay_would_n
     assert list(desk.coordinator.updates.folder.iterdir()) == []
     assert len(list(desk.coordinator.models.folder.iterdir())) == 2
     assert desk.runtime.once("secret train 0 0", lambda: b"x" * 32) == Key(b"x" * 32)
+
+
+class FrozenLearner(LinearLearner):
+    """A learner with frozen parameters."""
+
+    frozen_hash = "ef" * 32
+
+
+@pytest.mark.parametrize("own", ["ef" * 32, "cd" * 32, "none"])
+def test_a_client_with_other_frozen_parameters_is_refused(tmp_path, tools, own):
+    desk = Desk(tmp_path, tools.federation(learner=FrozenLearner(num_features=3, num_classes=2)), tools.app)
+    desk.enrol("berlin")
+    hello = Hello(protocol=PROTOCOL, version="0", fingerprints=(desk.app,))
+    assert desk.coordinator.hello("berlin", hello).frozen == "ef" * 32
+    assert desk.coordinator.registry.present(desk.coordinator.run) == []  # it takes part once it named its own
+    if own == "ef" * 32:
+        desk.coordinator.hello("berlin", replace(hello, frozen=own))
+        assert desk.coordinator.registry.present(desk.coordinator.run) == ["berlin"]
+    else:
+        with pytest.raises(Refusal, match=f"expected frozen parameters with hash efefefef, found {own[:8]}") as e:
+            desk.coordinator.hello("berlin", replace(hello, frozen=own))
+        assert e.value.code == "another-model"
+    desk.coordinator.close()

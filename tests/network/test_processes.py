@@ -73,6 +73,7 @@ def federate(folder, app, data, options=(), restart=None):
     finish(coordinator, said)
     for reader in readers:
         reader.join()
+    finish(start("log", folder / "run", "--verify"))
     return folder / "run"
 
 

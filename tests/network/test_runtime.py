@@ -13,8 +13,11 @@ from hansa.core.key import Key
 from hansa.core.protocols import Ask, Report, Slot, Updates
 from hansa.core.round import Context, ServerState, server_round
 from hansa.data.prepare import Standardize
+from hansa.learners.linear import LinearLearner
+from hansa.network import client
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import Refusal, read_plan
+from hansa.network.outbox import Parcel
 from hansa.network.runtime import NetworkRuntime
 from hansa.runtimes.inprocess import InProcess
 from hansa.training.loop import Loop
@@ -194,10 +197,10 @@ def test_a_client_that_sends_nan_is_left_out_and_the_round_goes_on(site, tools):
         work = mallory.get_work()
         slot = read_plan(work.plan).slot
         bad = Updates(("m",), np.full((1, 4), np.nan, np.float32), np.array([1.0]), {"train_loss": np.array([0.0])})
-        body = pack_report(Report(slot, ("m",), bad), site.federation.codec(slot))
+        body = Parcel.of(pack_report(Report(slot, ("m",), bad), site.federation.codec(slot)))
         result["receipts"] = [mallory.put_report(run, slot, body) for _ in range(2)]
         try:
-            mallory.put_report(run, slot, body + b" ")
+            mallory.put_report(run, slot, Parcel.of(body.body + b" "))
         except Refusal as error:
             result["conflict"] = error.code
 
@@ -322,6 +325,18 @@ def test_requests_go_on_after_the_server_was_away_and_say_so_once(site, tools):
     store.close()
 
 
+def test_a_goodbye_to_a_coordinator_that_is_gone_for_good_is_given_up(site, tools, monkeypatch):
+    monkeypatch.setattr(client, "_GOODBYES", 3)
+    store, heard = ClientStore(site.folder / "berlin"), []
+    connection = site.connect("berlin", store, lambda what, more: heard.append(what))
+    connection.hello((tools.app,))
+    site.close()
+    connection.goodbye()
+    assert heard == ["unreachable"]
+    connection.close()
+    store.close()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToyMask:
     """A masked sum of two exchanges: keys are swapped through the server, then masks cancel in the sum."""
@@ -405,3 +420,20 @@ def test_a_client_without_rows_is_left_out_of_every_task_with_its_reason(make_si
     assert mean.clients == ("berlin",)
     assert state.algorithm["total"][0] == len(rows)
     assert [(entry["client"], entry["reason"]) for entry in runtime.refusals()] == [("empty", "no training examples")]
+
+
+class FrozenLearner(LinearLearner):
+    """A learner with frozen parameters."""
+
+    frozen_hash = "ef" * 32
+
+
+def test_a_client_says_which_frozen_parameters_it_has_before_it_takes_part(make_site, tools):
+    site = make_site(tools.federation(learner=FrozenLearner(num_features=3, num_classes=2)))
+    runtime = tools.runtime(site.coordinator)
+    site.join("berlin", tools.data(1))
+    assert runtime.wait_for_clients(1, 30) == ("berlin",)
+    site.federation = tools.federation()
+    site.join("paris", tools.data(2)).join(30)
+    assert isinstance(site.problems["paris"], InputError)
+    assert "expected frozen parameters with hash efefefef, found none" in str(site.problems["paris"])

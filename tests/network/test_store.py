@@ -1,10 +1,11 @@
+import errno
 import subprocess
 import sys
 
 import pytest
 
 from hansa.core.errors import InputError
-from hansa.network.store import Store
+from hansa.network.store import Store, put
 
 
 def test_a_second_coordinator_is_refused_and_told_of_the_first(tmp_path):
@@ -56,3 +57,19 @@ def test_looking_into_a_folder_that_is_none_of_ours_leaves_it_alone(tmp_path):
     with pytest.raises(InputError, match="expected the state folder of a coordinator"):
         Store.existing(tmp_path / "typo")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_as_one_and_nothing_of_the_transaction_stays(tmp_path):
+    store = Store(tmp_path)
+
+    def fill():
+        with store.write() as db:
+            db.exec_driver_sql("PRAGMA max_page_count = 1")
+            put(db, "key", b"short")
+            put(db, "key", bytes(10**6))
+
+    with pytest.raises(OSError, match="disk is full") as caught:
+        fill()
+    assert caught.value.errno == errno.ENOSPC
+    assert store.get("key") is None
+    store.close()

@@ -95,11 +95,16 @@ def test_another_vector_of_the_name_is_sent_to_everyone_again():
     assert down(traffic)["model"][0] == 6
 
 
-def test_a_plan_is_as_long_as_its_packed_body_with_vectors_by_their_hash():
-    traffic, own = Traffic(), plan(params=np.ones(5, np.float32))
-    traffic.down(own, CLIENTS)
-    small = {**plan_parts(own, "a")[0], "broadcast": {"params": "0" * 64}}
-    assert down(traffic)["plan"] == (3, 3 * len(pack(small)))
+@pytest.mark.parametrize("settings", [(), ({},), ({"norm": 0.25},)])
+def test_a_plan_is_as_long_as_its_packed_body_with_vectors_by_their_hash(settings):
+    for number in (0, 7, 9, 10, 99, 100, 12345):
+        traffic = Traffic()
+        for slot in (Slot(0, 0, "update"), Slot(number, 1, "update"), Slot(number, 0, "sums", "evaluate")):
+            before = down(traffic).get("plan", (0, 0))[1]
+            own = plan(slot, params=np.ones(5, np.float32))._replace(settings=settings, key=Key.of(number))
+            traffic.down(own, CLIENTS)
+            small = {**plan_parts(own, "a")[0], "broadcast": {"params": "0" * 64}}
+            assert down(traffic)["plan"][1] - before == 3 * len(pack(small))
 
 
 def test_plans_with_a_clients_own_variant_or_mail_are_measured_one_by_one():

@@ -17,7 +17,7 @@ from hansa.core.errors import InputError
 from hansa.data.source import held_out
 from hansa.federation import Federation, Pair
 from hansa.network.participant import Participant
-from hansa.terminal import console
+from hansa.terminal import console, harmless
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
 
 
@@ -81,10 +81,10 @@ def run_join(
         try_once(screen, federation, name or "client", owner.loader(app, name or "client"), folder)
         return
     federation.check_data(owner.loader(app, name or "client")(), name or "client")
-    who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
-    screen.print(f"{who.name}: joined {who.url}, state {folder}")
     store = ClientStore(folder)
     store.lock()
+    who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
+    screen.print(f"{who.name}: joined {who.url}, state {folder}")
     make = partial(_participant, owner=owner, name=who.name, store=store, screen=screen)
     with closing(Connection(who, store, on_event=partial(_tell, screen))) as connection:
         _on_terminate(connection.stop.set)
@@ -112,7 +112,8 @@ def _participant(file: Path, *, owner: Owner, name: str, store: Any, screen: Con
     app, federation = owner.app(file)
 
     def problem(error: Exception) -> None:
-        screen.print(f"[red]left out of this round[/red] {type(error).__name__}: {error}", soft_wrap=True)
+        reason = harmless(f"{type(error).__name__}: {error}")
+        screen.print(f"[red]left out of this round[/red] {reason}", soft_wrap=True)
 
     return Participant(
         federation,
@@ -131,6 +132,7 @@ def _offered(apps: Path, make: Callable[[Path], Participant]) -> Mapping[str, Ca
 
 def _tell(screen: Console, what: str, more: Mapping[str, Any]) -> None:
     """One line for what matters to the owner."""
+    more = {name: harmless(value) if isinstance(value, str) else value for name, value in more.items()}
     if what == "welcome":
         screen.print(f"welcome to run {more['run']}")
     elif what == "receipt" and more["task"] == "train":

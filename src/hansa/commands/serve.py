@@ -21,6 +21,7 @@ from rich.console import Console
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.terminal import console, progress
 from hansa.training.apps import App, load_app, with_settings
 from hansa.training.check import refuse_unfit
@@ -76,6 +77,7 @@ def run_serve(
         _collect_seldom()
         server = serve_in_thread(coordinator, listen, url=url)
         closing.callback(server.close)
+        fail_point("coordinator.served")
         screen.print(f"{app.title}: serving on port {server.port}, clients use {server.url}")
         screen.print(f"app fingerprint {str(app.fingerprint)[:16]}, state {state}")
         runtime = NetworkRuntime(
@@ -87,12 +89,16 @@ def run_serve(
         if not coordinator.finished:
             _wait_for_clients(screen, runtime, app, state)
             run = _train(app, coordinator, runtime, seed, state / "runs" / coordinator.run / "checkpoint", screen)
+            fail_point("coordinator.run.trained")
             folder = run.save(out or state / "runs" / coordinator.run)
+            fail_point("coordinator.run.saved")
+            coordinator.save_log(folder)
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
-            left = runtime.finish()
-            if left:
-                screen.print(f"not yet told that the run is over: {', '.join(left)}")
+        left = runtime.finish()  # after a restart too: some may not know yet
+        coordinator.save_log(out or state / "runs" / coordinator.run)  # again, with the end
+        if left:
+            screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
             time.sleep(3600)
 
@@ -256,10 +262,12 @@ def _release_again(point: Checkpoint, runtime: NetworkRuntime) -> None:
 
 
 def _refuse_done(store: Store, fingerprint: str, settings: str, stay: bool) -> None:
-    """A finished run is not begun again by a restart."""
+    """A finished run is not begun again by a restart, which only tells those who do not know that it is over."""
+    from hansa.network.registry import Registry
+
     run = json.loads(store.get("run") or b"{}")
     same = run.get("fingerprint") == fingerprint and run.get("settings") == settings
-    if run.get("finished") and same and not stay:
+    if run.get("finished") and same and not stay and not Registry(store).present(run["id"], without_goodbye=True):
         raise InputError(
             f"run {run['id']} of this app and seed is done; give another --out or --seed for a new one, "
             "or --stay to go on serving"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.core.errors import InputError
-from hansa.terminal import bytes_words, console, new_table
+from hansa.terminal import bytes_words, console, harmless, new_table
 
 
 def run_status(state: Path, as_json: bool) -> None:
@@ -63,7 +63,7 @@ def _show_coordinator(found: dict[str, Any]) -> None:
     for client in found["clients"]:
         seen = "never" if client["last_seen_s"] is None else f"{client['last_seen_s']:.0f} s ago"
         last = client["refused"][-1] if client["refused"] else ""
-        table.add_row(client["name"], client["state"], seen, str(client["rounds_counted"]), last)
+        table.add_row(client["name"], client["state"], seen, str(client["rounds_counted"]), harmless(last))
     screen.print(table)
 
 
@@ -72,7 +72,7 @@ def _client(state: Path) -> dict[str, Any]:
     from hansa.network.enrolment import Identity
 
     who, store = Identity.of(state), ClientStore(state)
-    answers = store.answers(limit=10)
+    answers, receipts = store.answers(limit=10), store.receipts()
     store.close()
     sent: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     last = None
@@ -89,6 +89,7 @@ def _client(state: Path) -> dict[str, Any]:
         "url": who.url if who else None,
         "last_sent": last,
         "answers": answers,
+        "receipts": receipts,
         "sent": [{"kind": kind, "count": count, "bytes": size} for kind, (count, size) in sorted(sent.items())],
         "model": str(state / "model") if (state / "model").exists() else None,
         "needs_a_person": who is None,
@@ -111,7 +112,9 @@ def _show_client(found: dict[str, Any]) -> None:
     for row in found["answers"]:
         reason = f": {row['reason']}" if row["reason"] else ""
         counted = {None: "not known yet", 0: "no", 1: "yes"}[row["counted"]]
-        asked.add_row(row["task"], str(row["round"] + 1), f"{row['status']}{reason}", counted)
+        asked.add_row(row["task"], str(row["round"] + 1), harmless(f"{row['status']}{reason}"), counted)
     screen.print(asked)
+    kept = ", ".join(f"{count} {status}" for status, count in found["receipts"].items())
+    screen.print(f"signed receipts: {kept or 'none yet'}")
     if found["model"]:
         screen.print(f"newest released model: {found['model']}")

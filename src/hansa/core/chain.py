@@ -31,6 +31,10 @@ class Raw:
         side = {name[5:]: column for name, column in arrays.items() if name.startswith("side.")}
         return arrays["values"], side
 
+    def row_bytes(self, num_params: int) -> int:
+        """A float32 a parameter."""
+        return 4 * num_params
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:

@@ -198,7 +198,7 @@ class UpdateTransform(Protocol):
 
 
 class Codec(Protocol):
-    """Packs rows of values into arrays that travel, and back, without changing a bit of any value."""
+    """Packs rows into arrays and back, bit for bit. Optional ``row_bytes(num_params)``: the most bytes of one row."""
 
     def pack(self, updates: Updates) -> Mapping[str, Array]: ...
     def unpack(self, arrays: Mapping[str, Array], num_params: Any) -> tuple[Array, Mapping[str, Array]]: ...

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import ssl
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -11,70 +15,164 @@ import httpx2 as httpx
 from hansa.core.errors import RunError
 from hansa.network import identity
 from hansa.network.messages import Refusal
-from hansa.network.pace import LONGEST_WAIT_S
+from hansa.network.signing import Signer
 from hansa.version import __version__
 
+IDLE_S = 60.0  # without a byte in either direction
 _KEEP_OPEN_S = 70.0  # between two requests; the coordinator closes a little later
 _SERVER_ERROR = 500
+_LONGEST_ANSWER, _LONGEST_REFUSAL = 2**28, 2**16
 
 
 class Unreachable(Exception):
-    """No answer, or one that says to try again: after ``after_s`` seconds, where it says when."""
+    """No answer, or one that says to try again: after ``after_s`` seconds, or soon, if a transfer has ``moved`` on."""
 
-    after_s: float | None = None
+    def __init__(self, reason: str, *, moved: bool = False, after_s: float | None = None) -> None:
+        self.moved, self.after_s = moved, after_s
+        super().__init__(reason)
+
+
+class Answer(NamedTuple):
+    """An answer that is not a refusal, all of it read."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Signed(httpx.Auth):
+    """Signs each request. Refused for its time or nonce, it is signed again once, if its body is still at hand."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.signer = signer
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """One request, or two."""
+        whole = isinstance(request.stream, httpx.ByteStream)
+        for _ in range(2):
+            request.headers.update(self._headers(request, whole))
+            answer = yield request
+            if answer.status_code != httpx.codes.UNAUTHORIZED:
+                return
+            answer.read()
+            if not self.signer.learn(_json(answer)) or not whole:
+                return
+
+    def _headers(self, request: httpx.Request, whole: bool) -> dict[str, str]:
+        """The headers that sign it; a body that is streamed is named by its Content-Range."""
+        target, part = request.url.raw_path, request.headers.get("Content-Range", "")
+        body = request.content if whole and not part else b""
+        return self.signer.headers(
+            request.method, target, digest=hashlib.sha256(body).digest() if body else None, part=part
+        )
 
 
 class Line:
-    """A client's line to the coordinator: each request is over TLS that trusts the federation's authority alone."""
+    """A client's line to the coordinator: each request is over TLS that trusts the federation's authority alone.
 
-    def __init__(self, url: str, authority: bytes, context: ssl.SSLContext) -> None:
+    With a ``signer`` each is signed too.
+    """
+
+    def __init__(self, url: str, authority: bytes, context: ssl.SSLContext, signer: Signer | None = None) -> None:
         self.url, self._authority = url, authority
-        self._http = open_http(url, context)
+        self._http = open_http(url, context, None if signer is None else Signed(signer))
 
     def close(self) -> None:
         """Close its connections."""
         self._http.close()
 
     def ask(self, method: str, path: str, **request: Any) -> bytes:
-        """One request, once: the body of the answer.
+        """The body of the answer to one request, asked once; raises what ``call`` does."""
+        return self.call(method, path, **request).body
+
+    def call(self, method: str, path: str, **request: Any) -> Answer:
+        """One request, once.
 
         Raises ``Refusal`` when the answer is no, ``RunError`` for a certificate that is not the federation's, and
         ``Unreachable`` when it is worth trying again.
         """
+        with self.open(method, path, **request) as answer:
+            return Answer(answer.status_code, answer.headers, _read(answer, _LONGEST_ANSWER))
+
+    @contextmanager
+    def open(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """The same for an answer whose body is to be read piece by piece; errors on the way are those of ``call``."""
         try:
-            answer = self._http.request(method, path, **request)
+            with self._http.stream(method, path, **request) as answer:
+                if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                    excuse = _excuse(answer.status_code, _read(answer, _LONGEST_REFUSAL))
+                    raise Unreachable(excuse, after_s=_seconds(answer.headers.get("Retry-After", "")))
+                if not answer.is_success:
+                    refusal = _refusal(self.url, answer.status_code, _read(answer, _LONGEST_REFUSAL))
+                    if isinstance(refusal, Refusal) and refusal.code in ("clock", "replay"):
+                        raise Unreachable("the server asked for another signature")
+                    raise refusal
+                yield answer
         except httpx.HTTPError as error:
             if _is_certificate_error(error):
                 raise RunError(_name_certificate(self.url, self._authority)) from error
+            if "ALERT_CERTIFICATE_EXPIRED" in str(error):
+                raise Refusal("expired", f"{place_of(self.url)}: expected a certificate in date, found ours") from error
             raise Unreachable(reason_of(error)) from error
-        if answer.status_code >= _SERVER_ERROR or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            again = Unreachable(f"the server answered {answer.status_code}")
-            after = answer.headers.get("Retry-After", "")
-            again.after_s = float(after) if after.isascii() and after.isdigit() else None
-            raise again
-        if not answer.is_success:
-            raise _refusal(self.url, answer)
-        return answer.content
 
 
-def open_http(url: str, context: ssl.SSLContext) -> httpx.Client:
-    """Connections to a server; ``HTTPS_PROXY`` is honoured."""
-    timeout = httpx.Timeout(30.0, connect=15.0, read=LONGEST_WAIT_S + 40.0)
+def open_http(url: str, context: ssl.SSLContext, auth: httpx.Auth | None = None) -> httpx.Client:
+    """Connections to a server; ``HTTPS_PROXY`` is honoured. They last for as long as bytes move now and then.
+
+    No answer is unpacked on the way: what a client takes into memory is as long as what it was sent.
+    """
+    timeout = httpx.Timeout(IDLE_S, connect=15.0)
+    headers = {"User-Agent": f"hansa/{__version__}", "Accept-Encoding": "identity"}
     limits = httpx.Limits(keepalive_expiry=_KEEP_OPEN_S)
-    agent = {"User-Agent": f"hansa/{__version__}"}
-    return httpx.Client(base_url=url, verify=context, timeout=timeout, limits=limits, headers=agent)
+    return httpx.Client(base_url=url, verify=context, timeout=timeout, limits=limits, headers=headers, auth=auth)
 
 
-def _refusal(url: str, answer: httpx.Response) -> Refusal | RunError:
+def _read(answer: httpx.Response, longest: int) -> bytes:
+    """A body that must not be longer; ``RunError`` if it is."""
+    body = bytearray()
+    for piece in answer.iter_raw():
+        body += piece
+        if len(body) > longest:
+            raise RunError(f"expected an answer of at most {longest} bytes, found a longer one; is that a coordinator?")
+    return bytes(body)
+
+
+def _seconds(after: str) -> float | None:
+    """The header ``Retry-After``, where it is a number."""
+    return float(after) if after.isascii() and after.isdigit() and len(after) < 10 else None
+
+
+def _excuse(status: int, body: bytes) -> str:
+    """What an answer that says to try again says."""
+    try:
+        return f"the server answered {status}: {str(json.loads(body)['error'])[:300]}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"the server answered {status}"
+
+
+def _refusal(url: str, status: int, body: bytes) -> Refusal | RunError:
     """What an answer that is not a success says."""
     try:
-        found = answer.json()
-        return Refusal(str(found["code"]), str(found["error"])[:2000])
-    except (ValueError, KeyError, TypeError, AssertionError):
+        found = json.loads(body)
+        return Refusal(str(found["code"]), _printable(str(found["error"])[:2000]))
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         return RunError(
-            f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {answer.status_code}; "
+            f"{place_of(url)}: expected an answer of a hansa coordinator, found HTTP {status}; "
             "is something else listening there, or a proxy answering?"
         )
+
+
+def _printable(text: str) -> str:
+    """A sentence of the server's, or of whoever answers for it, as a terminal may show it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _json(answer: httpx.Response) -> Any:
+    """What an answer's body says, or None."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None
 
 
 def _is_certificate_error(error: BaseException | None) -> bool:

@@ -1,13 +1,14 @@
 """A client's durable state: memory, what is pending, its secrets and its outbox, in one SQLite file of its own.
 
 Memory, scratch and the report are one transaction before anything is sent; asked again, the client sends the same
-bytes. ``sent.csv`` beside it has a line for every body that left.
+bytes. A report over 1 MiB lies in a file, which is there before the row that names it. ``sent.csv`` has a line for
+every body that left.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
-from hansa.network.messages import Receipt, Settlement
-from hansa.wire import pack, unpack
+from hansa.network.messages import Receipt, Settlement, write
+from hansa.network.outbox import Outbox, Parcel
+from hansa.wire import lay_out, pack, unpack
 
+_LOG = logging.getLogger("hansa")
 _COLUMNS = ("time", "run", "round", "kind", "bytes", "sha256", "protection")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
@@ -30,11 +34,13 @@ CREATE TABLE IF NOT EXISTS attempts (
     run TEXT, task TEXT, round INTEGER, attempt INTEGER, secret BLOB NOT NULL, pending BLOB, scratch BLOB,
     PRIMARY KEY (run, task, round, attempt));
 CREATE TABLE IF NOT EXISTS outbox (
-    run TEXT, task TEXT, round INTEGER, attempt INTEGER, slot TEXT, body BLOB NOT NULL,
+    run TEXT, task TEXT, round INTEGER, attempt INTEGER, slot TEXT, body BLOB NOT NULL, file TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (run, slot));
 CREATE TABLE IF NOT EXISTS answers (
     run TEXT, slot TEXT, task TEXT, round INTEGER, attempt INTEGER, asked_at TEXT, bytes INTEGER, status TEXT,
     reason TEXT, counted INTEGER, PRIMARY KEY (run, slot));
+CREATE TABLE IF NOT EXISTS receipts (
+    run TEXT, slot TEXT, status TEXT, body BLOB NOT NULL, signed_by BLOB NOT NULL, PRIMARY KEY (run, slot));
 """
 
 
@@ -45,7 +51,9 @@ class ClientStore:
         self.folder, self._now, self._run = folder, now, ""
         self._held: IO[str] | None = None
         self._fresh: dict[tuple[str, str, int, int], bytes] = {}  # secrets of which nothing has left
+        self._files = Outbox(folder / "outbox")
         self._receipts: list[tuple[str, str, str, str]] = []
+        self._proofs: list[tuple[str, str, str, bytes, bytes]] = []
         self._notes: dict[str, bytes] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._db = sqlite3.connect(
@@ -55,6 +63,8 @@ class ClientStore:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             self._db.execute(f"PRAGMA {pragma}").close()
         self._db.executescript(_SCHEMA)
+        if "file" not in [row[1] for row in self._db.execute("PRAGMA table_info(outbox)")]:  # of an older hansa
+            self._db.execute("ALTER TABLE outbox ADD COLUMN file TEXT NOT NULL DEFAULT ''").close()
 
     def lock(self) -> None:
         """Be the one participant of this folder until ``close``; ``InputError`` when another process is."""
@@ -66,7 +76,7 @@ class ClientStore:
 
     def close(self) -> None:
         """Close the file and let go of the folder."""
-        if self._receipts or self._notes:
+        if self._receipts or self._proofs or self._notes:
             with self._write():
                 pass
         self._db.close()
@@ -90,12 +100,23 @@ class ClientStore:
         body = self._attempt("scratch", run, slot)
         return None if body is None else unpack(body)
 
-    def outbox(self, run: str, slot: Slot) -> bytes | None:
-        """The report that was committed for a slot, if there is one."""
-        row = self._one("SELECT body FROM outbox WHERE run = ? AND slot = ?", run, str(slot))
-        return row[0] if row else None
+    def outbox(self, run: str, slot: Slot) -> Parcel | None:
+        """The report that was committed for a slot, if there is one; a file that was damaged is none, and forgotten."""
+        row = self._one("SELECT body, file FROM outbox WHERE run = ? AND slot = ?", run, str(slot))
+        if row is None or not row[1]:
+            return None if row is None else Parcel.of(row[0])
+        found = self._files.find(row[1])
+        if found is None:
+            _LOG.warning("%s: expected the report of %s, found it damaged; it is made anew", self._files.folder, slot)
+            with self._write() as db:
+                db.execute("DELETE FROM outbox WHERE run = ? AND slot = ?", (run, str(slot)))
+        return found
 
-    def commit(self, run: str, slot: Slot, body: bytes, memory: Mapping[str, Any] | None, scratch: Any) -> None:
+    def pack(self, tree: Any) -> Parcel:
+        """A report to be committed; a long one is in its file already."""
+        return self._files.write(lay_out(tree))
+
+    def commit(self, run: str, slot: Slot, report: Parcel, memory: Mapping[str, Any] | None, scratch: Any) -> None:
         """Store a report with what it leaves behind, all or nothing; only then may it be sent.
 
         ``memory`` (None: as before) waits for the settlement of the attempt.
@@ -110,19 +131,32 @@ class ClientStore:
             if scratch is not None:
                 where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
                 db.execute(f"UPDATE attempts SET scratch = ? {where}", (pack(scratch), *key))
+            file = "" if report.path is None else report.sha256
             db.execute(
-                "INSERT INTO outbox (run, task, round, attempt, slot, body) VALUES (?, ?, ?, ?, ?, ?)",
-                (*key, str(slot), body),
+                "INSERT INTO outbox (run, task, round, attempt, slot, body, file) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, str(slot), report.body, file),
             )
             when = self._now().isoformat(timespec="seconds")
-            row = (run, str(slot), slot.task, slot.round, slot.attempt, when, len(body))
+            row = (run, str(slot), slot.task, slot.round, slot.attempt, when, report.size)
             columns = "run, slot, task, round, attempt, asked_at, bytes"
             db.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            fail_point("client.outbox.committing")
+        fail_point("client.outbox.committed")
         self._fresh.clear()
 
-    def received(self, run: str, receipt: Receipt) -> None:
-        """Note what became of a report, for ``hansa status``; written with the next transaction, to spare the disk."""
+    def received(self, run: str, receipt: Receipt, certificate: bytes = b"") -> None:
+        """Note what became of a report and keep its receipt; written with the next transaction, to spare the disk.
+
+        ``certificate`` (PEM) is that of the key which signed it: with ``authority.pem`` it proves the receipt.
+        """
         self._receipts.append((receipt.status, receipt.reason, run, receipt.slot))
+        self._proofs.append((run, receipt.slot, receipt.status, write(receipt), certificate))
+
+    def receipts(self) -> dict[str, int]:
+        """How many receipts are kept, by status."""
+        with self._lock:
+            rows = self._db.execute("SELECT status, COUNT(*) FROM receipts GROUP BY status ORDER BY status").fetchall()
+        return {status: count for status, count in rows}
 
     def answers(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest plans that this client answered, newest first: what was asked, sent, refused and counted."""
@@ -150,6 +184,9 @@ class ClientStore:
                 db.execute(f"UPDATE answers SET counted = ? {where}", (int(one.counted), *key))
                 row = ("acknowledged", str(one.number).encode())
                 db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", row)
+            fail_point("client.settlement.applying")
+        fail_point("client.settlement.applied")
+        self._keep_named_files()
 
     def enter(self, run: str) -> None:
         """Begin or go on with a run: what is left of other runs is forgotten."""
@@ -158,7 +195,15 @@ class ClientStore:
         with self._write() as db:
             for table in ("memory", "attempts", "outbox"):
                 db.execute(f"DELETE FROM {table} WHERE run != ?", (run,))
+        fail_point("client.run.entered")
+        self._keep_named_files()
         self._run = run
+
+    def _keep_named_files(self) -> None:
+        """Remove the files of reports that no row names."""
+        with self._lock:
+            rows = self._db.execute("SELECT file FROM outbox WHERE file != ''").fetchall()
+        self._files.keep_only({row[0] for row in rows})
 
     @property
     def acknowledged(self) -> int:
@@ -177,17 +222,16 @@ class ClientStore:
         self._notes[key] = value
 
     def list_body(
-        self, body: bytes, *, kind: str, run: str = "", number: int | None = None, protection: str = ""
+        self, body: bytes | Parcel, *, kind: str, run: str = "", number: int | None = None, protection: str = ""
     ) -> None:
         """Add a line to ``sent.csv`` for a body that is about to leave."""
-        path = self.folder / "sent.csv"
+        path, parcel = self.folder / "sent.csv", body if isinstance(body, Parcel) else Parcel.of(body)
         with self._lock, path.open("a", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             if not file.tell():
                 lines.writerow(_COLUMNS)
-            sha256 = hashlib.sha256(body).hexdigest()
-            when = self._now().isoformat(timespec="seconds")
-            lines.writerow([when, run, "" if number is None else number, kind, len(body), sha256, protection])
+            when, named = self._now().isoformat(timespec="seconds"), "" if number is None else number
+            lines.writerow([when, run, named, kind, parcel.size, parcel.sha256, protection])
 
     def _attempt(self, column: str, run: str, slot: Slot) -> Any:
         where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
@@ -207,6 +251,7 @@ class ClientStore:
                 self._db.executemany(
                     "UPDATE answers SET status = ?, reason = ? WHERE run = ? AND slot = ?", self._receipts
                 )
+                self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?, ?)", self._proofs)
                 yield self._db
                 for key, value in self._notes.items():
                     self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
@@ -214,4 +259,4 @@ class ClientStore:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-            self._receipts, self._notes = [], {}
+            self._receipts, self._proofs, self._notes = [], [], {}

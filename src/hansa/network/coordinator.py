@@ -10,19 +10,22 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hansa.core import chain
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
-from hansa.network.blobs import Blobs
+from hansa.network.blobs import Blobs, let_go, map_file
+from hansa.network.failpoints import fail_point
+from hansa.network.journal import append, save_log, sign_head
+from hansa.network.looks import fault_of, form_of, plain
 from hansa.network.messages import (
+    NO_FROZEN,
     PROTOCOL,
+    SHA256,
     Enrol,
     Enrolled,
     Hello,
@@ -33,17 +36,19 @@ from hansa.network.messages import (
     Work,
     release_mark,
 )
+from hansa.network.receipts import Seal
 from hansa.network.registry import Registry, open_authority
 from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
-from hansa.network.store import Store
+from hansa.network.store import Store, put
 from hansa.network.traffic import Counts
+from hansa.network.uploads import Sent, Uploads, WrongOffset
+from hansa.tensors import Packed
 from hansa.version import __version__
 from hansa.wire import unpack_report
 
 KINDS = {"train": "update", "evaluate": "metrics", "prepare": "statistics"}
-_SLACK = 2**20
-_LONGEST_NAMES = 200
+_SLACK, _NAMES = 2**20, 2**16  # bytes of a report beside its row: where that may be longer than it is packed, or not
 _UNKNOWN_SIZE = 2**28  # reports whose length no one knows before: statistics and the mail of an aggregator
 
 
@@ -54,25 +59,28 @@ class Coordinator:
         self.store, self.federation, self.fingerprint = store, federation, fingerprint
         self.registry = Registry(store)
         self.authority = open_authority(store)
+        self.seal = Seal.open(self.authority)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
         self.run = open_run(store, fingerprint, settings)
-        self.rounds = Rounds(store, self.run)
+        fail_point("coordinator.run.opened")
+        self.rounds = Rounds(store, self.run, self.seal)
+        self.uploads = Uploads(store.folder / "uploads", self.run)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
         self.listeners: list[Callable[[], None]] = []
         self.num_params = federation.update_size()
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
+        with store.write() as db:
+            append(db, store.clock(), "started", "", {"run": self.run, "version": __version__})
+        if self.released is not None:  # before anybody asks: a crash may have come in the middle of it
+            self._forget(self.released)
 
     # -------------------------------------------------------------------------------------------- what clients ask
 
-    def enrol(self, message: Enrol) -> Enrolled:
+    def enrol(self, message: Enrol, *, address: str = "") -> Enrolled:
         """A certificate for a good token."""
-        return self.registry.enrol(message, self.authority)
-
-    def authenticate(self, der: bytes | None) -> str:
-        """The client that shows this certificate; ``Refusal`` when it is none of ours or was revoked."""
-        return self.registry.authenticate(None if der is None else hashlib.sha256(der).hexdigest())
+        return self.registry.enrol(message, self.authority, address=address)
 
     def hello(self, name: str, message: Hello) -> Welcome:
         """Let a client take part in the run, if its owner agreed to this app."""
@@ -89,9 +97,20 @@ class Coordinator:
                 f"hello: expected the app with fingerprint {self.fingerprint[:8]}..., found another app than the "
                 f"server's (fingerprint {found}); get the coordinator's app.py and join with it",
             )
-        self.registry.hello(name, self.run, message)
-        self._notify()
-        return Welcome(run=self.run, fingerprint=self.fingerprint, version=__version__)
+        frozen = str(getattr(self.federation.learner, "frozen_hash", None) or "")
+        if message.frozen and message.frozen != (frozen or NO_FROZEN):
+            raise Refusal(
+                "another-model",
+                f"hello: expected frozen parameters with hash {(frozen or NO_FROZEN)[:8]}, found {message.frozen[:8]}; "
+                "build_model must give the same ones everywhere: take the same files and versions as the coordinator",
+            )
+        if message.frozen or not frozen:
+            self.registry.hello(name, self.run, message)
+            self._notify()
+        certificate = self.seal.certificate
+        return Welcome(
+            run=self.run, fingerprint=self.fingerprint, version=__version__, receipts=certificate, frozen=frozen
+        )
 
     def work(self, name: str, *, acknowledged: int = 0, released: str = "") -> Work:
         """What a client is to do next. It says the last settlement it applied and the last release it keeps."""
@@ -115,37 +134,86 @@ class Coordinator:
         """Count a message that was sent in answer to a request for work."""
         self.count("no plan yet" if work.plan is None else "plan", "down", size, self._working.get(name))
 
-    def largest_report(self, name: str, slot: Slot) -> int:
-        """The most bytes that a client's report may have; ``Refusal`` when it was not asked."""
-        row = self.rounds.asked(slot, name)
-        size = self.size_of(slot) if row.learn else None
-        return _UNKNOWN_SIZE if size is None else 8 * size + _SLACK
+    def largest_report(self, slot: Slot, learn: bool) -> int:
+        """The most bytes that a report in a slot may have: those of one packed row, and a little for names."""
+        size, parts = self.size_of(slot) if learn else None, self.federation.parts(slot)
+        if size is None:
+            return _UNKNOWN_SIZE
+        packed = getattr(self.federation.codec(slot), "row_bytes", None)
+        if packed is None or not getattr(parts.aggregator, "reveals_rows", True):
+            return 8 * size + _SLACK
+        return int(packed(size)) + _NAMES
 
-    def report(self, name: str, slot: Slot, body: bytes) -> Receipt:
-        """Check a report and count it once; see ``Rounds.record`` for reports that come twice or late."""
+    def expect(self, run: str, sent: Sent, size: int | None = None) -> Receipt | None:
+        """The receipt that a report has already, or None when its bytes are welcome: ``size`` of them, where known.
+
+        A report to a slot that is settled is recorded as late without its bytes. Raises ``Refusal`` for a report that
+        was not asked for, is too large, or is another than the one that stands.
+        """
+        if run != self.run:
+            raise Refusal("not-asked", "report: expected one for the run that is on, found another run; ask for work")
+        if not SHA256.fullmatch(sent.sha256):
+            raise Refusal("malformed", "report: expected its SHA-256 in hex at the end of the path, found another text")
+        row = self.rounds.asked(sent.slot, sent.client)
+        receipt = self.rounds.receipt(sent.slot, sent.client)
+        if size is not None:
+            largest = self.largest_report(sent.slot, bool(row.learn))
+            if size > largest:
+                raise Refusal("too-large", f"report: expected at most {largest} bytes, found {size}")
+        if receipt is not None and receipt.sha256 == sent.sha256:
+            return receipt
+        settled = size is not None and row.state in ("aggregated", "abandoned")
+        if receipt is None and not settled:
+            return None
+        return self.rounds.record(sent.slot, Arrival(client=sent.client, sha256=sent.sha256, size=size or 0))
+
+    def report(self, name: str, slot: Slot, body: bytes | Path) -> Receipt:
+        """Check a report and count it once; see ``Rounds.record`` for reports that come twice or late.
+
+        A file, whose name is its SHA-256, is moved to the updates if it is accepted, and else removed.
+        """
         row = self.rounds.asked(slot, name)
-        sha256 = hashlib.sha256(body).hexdigest()
+        sha256 = body.name if isinstance(body, Path) else hashlib.sha256(body).hexdigest()
+        size = body.stat().st_size if isinstance(body, Path) else len(body)
         before = self.rounds.receipt(slot, name)
+        fail_point("coordinator.report.received")
         if before is None:
             arrival = self._check(slot, bool(row.learn), name, sha256, body)
-            if not arrival.refused:
-                self.updates.put(body)
         else:
-            arrival = Arrival(client=name, sha256=sha256, size=len(body))
-        receipt = self.rounds.record(slot, arrival)
+            arrival = Arrival(client=name, sha256=sha256, size=size)
+        with self.updates.storing():
+            if before is None and not arrival.refused:
+                self.updates.put(body)
+            fail_point("coordinator.report.stored")
+            receipt = self.rounds.record(slot, arrival)
+        if isinstance(body, Path):
+            body.unlink(missing_ok=True)
         if before is None:
             kind = KINDS.get(slot.task, slot.task) if row.learn else "mail"
-            self.count("refusal" if receipt.status == "refused" else kind, "up", len(body), slot)
+            self.count("refusal" if receipt.status == "refused" else kind, "up", size, slot)
         self._notify()
         return receipt
 
-    def vector(self, name: str, sha256: str) -> Path:
-        """Where a vector lies that clients may download; it is counted as sent to ``name``."""
+    def uploaded(self, run: str, sent: Sent, size: int) -> Receipt:
+        """Count a report that has been uploaded and ``claimed``, and whose hash is right."""
+        receipt = self.expect(run, sent, size)
+        if receipt is not None:  # an earlier request was cut before its answer, or the slot has been settled
+            self.uploads.forget(sent)
+            return receipt
+        if self.uploads.size(sent) != size:
+            raise WrongOffset(self.uploads.size(sent), size)
+        return self.report(sent.client, sent.slot, self.uploads.path(sent))
+
+    def vector(self, sha256: str) -> tuple[Path, int]:
+        """Where a vector lies that clients may download, and its size."""
         path = self.models.path(sha256)
         if path is None:
             raise Refusal("not-found", "blob: expected a vector of the current round, found none; ask for work again")
-        self.count(self._kinds.get(sha256, "model"), "down", path.stat().st_size, self._working.get(name))
-        return path
+        return path, path.stat().st_size
+
+    def count_vector(self, name: str, sha256: str, size: int) -> None:
+        """Count a vector that a client begins to download."""
+        self.count(self._kinds.get(sha256, "model"), "down", size, self._working.get(name))
 
     def goodbye(self, name: str) -> None:
         """The client knows that the run is over."""
@@ -160,27 +228,50 @@ class Coordinator:
         self._notify()
         self.wake()
 
-    def publish(self, vectors: dict[str, bytes]) -> dict[str, str]:
+    def publish(self, vectors: Mapping[str, bytes | Packed]) -> dict[str, str]:
         """Store packed vectors for download: name to SHA-256."""
         named = {name: self.models.put(body) for name, body in vectors.items()}
         self._kinds |= {sha256: "model" if name == "params" else name for name, sha256 in named.items()}
         return named
 
-    def release(self, number: int, vectors: dict[str, bytes]) -> None:
+    def release(self, number: int, vectors: Mapping[str, bytes | Packed]) -> None:
         """Publish the model of a round whose result is durable, and forget what only a replay of it would need."""
         released = Released(run=self.run, round=number, vectors=self.publish(vectors))
-        self.store.put("released", json.dumps([released.run, released.round, dict(released.vectors)]).encode())
-        reports, shown = self.rounds.forget(number)
-        self.updates.keep_only(reports)
-        self.models.keep_only(shown | set(released.vectors.values()))
+        fail_point("coordinator.release.stored")
+        if released != self.released:
+            stored = [released.run, released.round, dict(released.vectors)]
+            with self.store.write() as db:
+                put(db, "released", json.dumps(stored).encode())
+                what = {"run": self.run, "round": number, "vectors": dict(released.vectors)}
+                append(db, self.store.clock(), "released", "", what)
+        fail_point("coordinator.release.named")
+        self._forget(released)
         self.wake()
+
+    def _forget(self, released: Released) -> None:
+        """Forget what only a replay of a released round would need."""
+        with self.updates.sweeping():
+            reports, shown = self.rounds.forget(released.round)
+            fail_point("coordinator.release.forgotten")
+            self.updates.keep_only(reports)
+        self.models.keep_only(shown | set(released.vectors.values()))
+        self.uploads.keep_only(self.rounds.unsettled())
+        fail_point("coordinator.release.cleaned")
 
     def finish(self) -> None:
         """Tell clients that the run is over."""
         self.counts.flush()
-        run = json.loads(self.store.get("run") or b"{}")
-        self.store.put("run", json.dumps({**run, "finished": True}).encode())
+        if not self.finished:
+            run = json.loads(self.store.get("run") or b"{}")
+            with self.store.write() as db:
+                put(db, "run", json.dumps({**run, "finished": True}).encode())
+                append(db, self.store.clock(), "finished", "", {"run": self.run})
+        fail_point("coordinator.run.finished")
         self.wake()
+
+    def save_log(self, folder: Path) -> Path:
+        """Write the audit log with its signed head, and the authority that proves it, to a run directory."""
+        return save_log(self.store, self.seal, self.authority.certificate, folder)
 
     @property
     def finished(self) -> bool:
@@ -210,9 +301,11 @@ class Coordinator:
             listener()
 
     def close(self) -> None:
-        """Write what is counted and let go of the state folder."""
+        """Write what is counted, sign the audit log, and let go of the state folder."""
         self.counts.flush()
-        self.registry.write_seen()
+        with self.store.write() as db:
+            append(db, self.store.clock(), "stopped", "", {"run": self.run})
+        sign_head(self.store, self.seal)
         self.store.close()
 
     def _notify(self) -> None:
@@ -228,22 +321,24 @@ class Coordinator:
             return size
         return None
 
-    def _check(self, slot: Slot, learn: bool, name: str, sha256: str, body: bytes) -> Arrival:
+    def _check(self, slot: Slot, learn: bool, name: str, sha256: str, body: bytes | Path) -> Arrival:
         """A report and what is wrong with it, if anything: whatever a client sent, the round goes on."""
         parts, size = self.federation.parts(slot), self.size_of(slot)
         refused, form = "", "mail"
+        content = map_file(body) if isinstance(body, Path) else body
         try:
-            report = unpack_report(body, slot, name, self.federation.codec(slot), size)
+            report = unpack_report(content, slot, name, self.federation.codec(slot), size)
             refused = report.refused.get(name, "")
             if not refused and isinstance(report.payload, Updates):
-                refused, form = _fault(report.payload, parts.must_be_finite), _form(report.payload)
+                free = partial(let_go, content)
+                refused, form = fault_of(report.payload, parts.must_be_finite, free), form_of(report.payload)
             elif not refused and learn and getattr(parts.aggregator, "reveals_rows", True):
                 refused = "report holds no update"
         except ProtocolError as error:
             refused = str(error)
         except Exception as error:  # a codec may fail in any way on bytes that it did not make
             refused = f"report cannot be read ({type(error).__name__})"
-        return Arrival(client=name, sha256=sha256, size=len(body), refused=_plain(refused), form=form)
+        return Arrival(client=name, sha256=sha256, size=len(content), refused=plain(refused), form=form)
 
 
 def open_run(store: Store, fingerprint: str, settings: str = "") -> str:
@@ -264,33 +359,6 @@ def open_run(store: Store, fingerprint: str, settings: str = "") -> str:
     run = {"id": secrets.token_hex(8), "fingerprint": fingerprint, "settings": settings, "finished": False}
     store.put("run", json.dumps(run).encode())
     return str(run["id"])
-
-
-def _fault(updates: Updates, must_be_finite: bool) -> str:
-    """What is wrong with a row, or nothing."""
-    weight = np.asarray(updates.weights)
-    if weight.dtype.kind not in "fiu" or not np.isfinite(weight).all() or not (weight > 0).all():
-        return "weight is not a positive number"
-    if np.asarray(updates.values).dtype.kind not in "fiu":
-        return "update holds no numbers"
-    columns = [column for name, column in updates.tail.items() if name != "train_loss"]
-    if must_be_finite and not (chain.finite_rows(updates.values).all() and all(np.isfinite(c).all() for c in columns)):
-        return "update is not finite"
-    return ""
-
-
-def _form(updates: Updates) -> str:
-    """Sizes and names: rows of one slot must agree in them to be combined."""
-    values = np.asarray(updates.values)
-    names = _plain(", ".join([*sorted(updates.tail), *(f"side {name}" for name in sorted(updates.side))]))
-    if len(names) > _LONGEST_NAMES:
-        names = f"{names[:_LONGEST_NAMES]}... ({hashlib.sha256(names.encode()).hexdigest()})"
-    return f"{values.shape[1]} values of {values.dtype}" + (f" with {names}" if names else "")
-
-
-def _plain(text: str) -> str:
-    """A client's text without what no database or terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 __all__ = ["KINDS", "Coordinator", "open_run"]

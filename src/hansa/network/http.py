@@ -22,10 +22,11 @@ from starlette.responses import JSONResponse
 
 from hansa.core.errors import InputError, RunError
 from hansa.network.coordinator import Coordinator
+from hansa.network.front import Front
 from hansa.network.identity import server_context
 from hansa.network.limits import Limits
 from hansa.network.pace import retry_after
-from hansa.network.routes import Front, make_app
+from hansa.network.routes import make_app
 from hansa.network.sockets import Door, Http
 from hansa.network.waiting import Bell
 
@@ -85,11 +86,10 @@ class _Server(uvicorn.Server):
         await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
 
     async def _write_notes(self) -> None:
-        """Write now and then when clients were seen, and what was cut; both are but statistics."""
+        """Write now and then what was cut."""
         while True:
             await asyncio.sleep(_WRITE_EVERY_S)
             try:
-                await to_thread.run_sync(self._coordinator.registry.write_seen)
                 await to_thread.run_sync(self._write_cuts)
             except Exception as error:  # a database that is locked or full
                 log.warning("statistics could not be written: %s", error)

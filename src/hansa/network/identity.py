@@ -1,7 +1,7 @@
 """Who is who: the federation's certificate authority, certificates for the server and each client, and TLS contexts.
 
 Everything is ECDSA on P-256. A client makes its own key and sends only a signing request. ``cryptography`` is imported
-where it is used, because a client that has enrolled needs none of it.
+where it is used, because a client that has enrolled needs but its smallest part.
 """
 
 from __future__ import annotations
@@ -17,23 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from hansa.core.errors import InputError, ProtocolError
 from hansa.network.blobs import write_file
+from hansa.network.failpoints import fail_point
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 AUTHORITY_NAME = "hansa federation"
+RECEIPTS_NAME = "hansa receipts"  # no client can have this name
 _EARLY = datetime.timedelta(days=2)  # clocks differ
 _AUTHORITY_DAYS, _SERVER_DAYS, _CLIENT_DAYS = 3650, 397, 1096
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
 class Authority:
-    """The federation's certificate authority, kept in ``folder``; its key never leaves it."""
+    """The federation's certificate authority, kept in ``folder``; its key never leaves it.
+
+    ``client_life_s`` is for how long a client's certificate is good.
+    """
 
     folder: Path
     certificate: bytes  # PEM
     _key: bytes
+    client_life_s: float = _CLIENT_DAYS * _DAY_S
 
     @staticmethod
     def open(folder: Path) -> Authority:
@@ -43,7 +50,9 @@ class Authority:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             made_key, made = _self_signed()
             write_file(key, made_key, private=True)
+            fail_point("coordinator.authority.keyed")
             write_file(certificate, made)
+            fail_point("coordinator.authority.made")
         return Authority(folder, certificate.read_bytes(), key.read_bytes())
 
     @property
@@ -66,29 +75,46 @@ class Authority:
             raise ProtocolError(f"certificate request: expected PEM, found {type(error).__name__}") from error
         if not valid or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
             raise ProtocolError("certificate request: expected an ECDSA P-256 key and its own signature")
-        return self._sign(key, name, _CLIENT_DAYS, client=True, hosts=())
+        return self._sign(key, name, self.client_life_s, "client", hosts=())
 
     def server_files(self, hosts: Sequence[str]) -> tuple[Path, Path]:
         """Certificate and key files for a server reached under ``hosts`` (names or IP addresses), made anew."""
         from cryptography.hazmat.primitives.asymmetric import ec
 
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(key.public_key(), hosts[0], _SERVER_DAYS, client=False, hosts=hosts)
+        certificate = self._sign(key.public_key(), hosts[0], _SERVER_DAYS * _DAY_S, "server", hosts=hosts)
         paths = self.folder / "server.pem", self.folder / "server.key"
         write_file(paths[1], _private_pem(key), private=True)
+        fail_point("coordinator.server.keyed")
         write_file(paths[0], certificate)
         return paths
 
-    def _sign(self, key: Any, name: str, days: int, *, client: bool, hosts: Sequence[str]) -> bytes:
+    def receipts_files(self) -> tuple[Path, Path]:
+        """Certificate and key files of the key that signs receipts and the audit log, made once."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        paths = self.folder / "receipts.pem", self.folder / "receipts.key"
+        if not paths[0].exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            write_file(paths[1], _private_pem(key), private=True)
+            life_s = _AUTHORITY_DAYS * _DAY_S
+            write_file(paths[0], self._sign(key.public_key(), RECEIPTS_NAME, life_s, "receipts", hosts=()))
+        return paths
+
+    def _sign(self, key: Any, name: str, life_s: float, purpose: str, *, hosts: Sequence[str]) -> bytes:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         own = x509.load_pem_x509_certificate(self.certificate)
         own_key = serialization.load_pem_private_key(self._key, password=None)
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
-        builder = _builder(name, own.subject, key, days, is_authority=False)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        usages = {
+            "client": ExtendedKeyUsageOID.CLIENT_AUTH,
+            "server": ExtendedKeyUsageOID.SERVER_AUTH,
+            "receipts": ExtendedKeyUsageOID.TIME_STAMPING,
+        }
+        builder = _builder(name, own.subject, key, life_s, is_authority=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usages[purpose]]), critical=False)
         above = x509.AuthorityKeyIdentifier.from_issuer_public_key(own.public_key())  # type: ignore[arg-type]  # P-256
         builder = builder.add_extension(above, critical=False)
         if hosts:
@@ -131,6 +157,35 @@ def fingerprint(pem: bytes) -> str:
         raise ProtocolError(f"certificate: expected PEM, found {error}") from error
 
 
+def life_of(pem: bytes) -> tuple[float, float]:
+    """From when until when a certificate of the federation is good, in seconds since 1970."""
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificate(pem)
+    return (found.not_valid_before_utc + _EARLY).timestamp(), found.not_valid_after_utc.timestamp()
+
+
+def key_of_receipts(pem: bytes, authority: bytes) -> bytes:
+    """The public key (PEM) of a certificate that the authority made to sign receipts; ``ProtocolError`` otherwise."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+        usage = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        names = [str(one.value) for one in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except Exception as error:  # cryptography raises many kinds for malformed input
+        raise ProtocolError(f"receipts: expected a certificate, found {type(error).__name__}") from error
+    ours = is_issued_by(found.public_bytes(serialization.Encoding.DER), authority)
+    if not ours or list(usage) != [ExtendedKeyUsageOID.TIME_STAMPING] or names != [RECEIPTS_NAME]:
+        raise ProtocolError(
+            "receipts: expected a certificate that the federation's authority made for receipts, found another; "
+            "do not trust this server"
+        )
+    return found.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def issuer_of(der: bytes) -> str:
     """The name of who issued a certificate, as a person would say it."""
     from cryptography import x509
@@ -142,6 +197,20 @@ def issuer_of(der: bytes) -> str:
         if found:
             return str(found[0].value)
     return issuer.rfc4514_string()
+
+
+def certifies(pem: bytes, private_key: bytes, authority: bytes) -> bool:
+    """Whether a certificate (PEM) is of the authority and for this key, so that TLS can be spoken with both."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    own = serialization.load_pem_private_key(private_key, password=None).public_key()
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+        same = found.public_key() == own
+    except Exception:  # cryptography raises many kinds for malformed input
+        return False
+    return same and is_issued_by(found.public_bytes(serialization.Encoding.DER), authority)
 
 
 def is_issued_by(der: bytes, authority: bytes) -> bool:
@@ -181,6 +250,7 @@ def server_context(certificate: Path, key: Path, authority: bytes) -> ssl.SSLCon
     """TLS 1.2 or newer; a client's certificate may be absent (enrolment), but if shown it must be the federation's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(cadata=authority.decode("ascii"))
     context.verify_mode = ssl.CERT_OPTIONAL
@@ -199,12 +269,12 @@ def _self_signed() -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = f"{AUTHORITY_NAME} {secrets.token_hex(4)}"
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(name, subject, key.public_key(), _AUTHORITY_DAYS, is_authority=True)
+    builder = _builder(name, subject, key.public_key(), _AUTHORITY_DAYS * _DAY_S, is_authority=True)
     certificate = builder.sign(key, hashes.SHA256())
     return _private_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _builder(name: str, issuer: Any, key: Any, days: int, *, is_authority: bool) -> x509.CertificateBuilder:
+def _builder(name: str, issuer: Any, key: Any, life_s: float, *, is_authority: bool) -> x509.CertificateBuilder:
     """What every certificate of the federation has in common."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
@@ -228,7 +298,7 @@ def _builder(name: str, issuer: Any, key: Any, days: int, *, is_authority: bool)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLY)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(now + datetime.timedelta(seconds=life_s))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

@@ -20,33 +20,45 @@ from hansa.core.key import Key
 from hansa.core.protocols import Plan, Slot
 from hansa.wire import pack, unpack
 
-PROTOCOL = 1
+PROTOCOL = 2
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NO_FROZEN = "none"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # Why a request is refused, and the HTTP status that says so.
 CODES: Mapping[str, int] = {
     "malformed": 400,
     "unauthenticated": 401,
+    "signature": 401,  # not of the exact form, or the body is not the one that was signed
+    "clock": 401,  # made at another time or for another start of the server: sign again with ``now`` and ``epoch``
+    "replay": 401,  # its nonce was used: sign again with one above ``last``
     "revoked": 403,
+    "expired": 403,  # the certificate's life is over: renew it, or ask for a new token
     "token": 403,
     "not-asked": 404,
     "not-found": 404,
+    "method": 405,
     "another-app": 409,
+    "another-model": 409,  # the app is the same, the frozen parameters are not
     "hello-first": 409,
     "conflict": 409,
+    "offset": 409,
     "length-required": 411,
     "too-large": 413,
+    "range": 416,
+    "digest": 422,
     "protocol": 426,
+    "too-many": 429,  # over a quota: come back after ``retry_after_s``
+    "no-space": 507,
 }
 
 
 class Refusal(ProtocolError):
-    """A request that the coordinator refuses: a code of ``CODES``, and a sentence for a person."""
+    """A request that the coordinator refuses: a code of ``CODES``, a sentence for a person, and what a client needs."""
 
-    def __init__(self, code: str, sentence: str) -> None:
+    def __init__(self, code: str, sentence: str, **more: Any) -> None:
         assert code in CODES
-        self.code = code
+        self.code, self.more = code, more
         super().__init__(sentence)
 
 
@@ -69,21 +81,37 @@ class Enrolled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Renew:
+    """A client asks for its next certificate, by a CSR in PEM, of the same key or of a new one."""
+
+    request: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hello:
-    """A client says which apps its owner agreed to, by fingerprint, and which version of hansa it runs."""
+    """A client says which apps its owner agreed to, by fingerprint, and which version of hansa it runs.
+
+    ``frozen`` is the hash of its model's frozen parameters (``NO_FROZEN``: it has none); empty before it looked.
+    """
 
     protocol: int
     version: str
     fingerprints: tuple[str, ...]
+    frozen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """The run that is on, and which of the client's apps it asks for."""
+    """The run that is on, which of the client's apps it asks for, and the certificate (PEM) of the receipts' key.
+
+    Where ``frozen`` is not empty and the hello named no hash, the client takes part only after a hello that does.
+    """
 
     run: str
     fingerprint: str
     version: str
+    receipts: bytes = b""
+    frozen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +154,19 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What became of a report: ``accepted``, ``refused`` (with a reason) or ``late``."""
+    """What became of a report: ``accepted``, ``refused`` (with a reason) or ``late``.
+
+    ``received_at`` is the server's time, in seconds since 1970; ``signature`` that of the receipts' key over the rest.
+    """
 
     slot: str
     sha256: str
     status: str
     reason: str = ""
+    client: str = ""
+    run: str = ""
+    received_at: float = 0.0
+    signature: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +188,7 @@ class ClientPlan:
         return Plan(self.slot, self.learn, broadcast, self.settings, self.key, variants, mail)
 
 
-def write(message: Enrol | Enrolled | Hello | Welcome | Work | Receipt) -> bytes:
+def write(message: Enrol | Enrolled | Renew | Hello | Welcome | Work | Receipt) -> bytes:
     """The body of a message.
 
     >>> read_receipt(write(Receipt(slot="train-0-0-update", sha256="0" * 64, status="late"))).status
@@ -175,9 +210,14 @@ def read_enrolled(body: bytes) -> Enrolled:
     return Enrolled(**_fields(unpack(body), "enrolled", name=str, certificate=bytes))
 
 
+def read_renew(body: bytes) -> Renew:
+    """A client's request for its next certificate."""
+    return Renew(**_fields(unpack(body), "renew", request=bytes))
+
+
 def read_hello(body: bytes) -> Hello:
     """A client's hello."""
-    tree = _fields(unpack(body), "hello", protocol=int, version=str, fingerprints=list)
+    tree = _fields(unpack(body), "hello", protocol=int, version=str, fingerprints=list, frozen=str)
     if not all(isinstance(text, str) and len(text) <= 128 and _is_text(text) for text in tree["fingerprints"]):
         _fail("hello", "fingerprints that are texts")
     return Hello(**{**tree, "fingerprints": tuple(tree["fingerprints"])})
@@ -185,7 +225,10 @@ def read_hello(body: bytes) -> Hello:
 
 def read_welcome(body: bytes) -> Welcome:
     """The coordinator's answer to a hello."""
-    return Welcome(**_fields(unpack(body), "welcome", run=str, fingerprint=str, version=str))
+    names = {"run": str, "fingerprint": str, "version": str, "receipts": bytes, "frozen": str}
+    tree = _fields(unpack(body), "welcome", **names)
+    _check_run(tree["run"])
+    return Welcome(**tree)
 
 
 def read_work(body: bytes) -> Work:
@@ -197,14 +240,17 @@ def read_work(body: bytes) -> Work:
     released = None
     if tree["released"] is not None:
         fields = _fields(tree["released"], "released", run=str, round=int, vectors=dict)
+        _check_run(fields["run"])  # it will name a folder
         released = Released(**{**fields, "vectors": _hashes(fields["vectors"])})
+    _check_run(tree["run"])
     plan = None if tree["plan"] is None else tree["plan"].tobytes()
     return Work(**{**tree, "plan": plan, "settlements": settled, "released": released})
 
 
 def read_receipt(body: bytes) -> Receipt:
     """What became of a report."""
-    tree = _fields(unpack(body), "receipt", slot=str, sha256=str, status=str, reason=str)
+    names = {"slot": str, "sha256": str, "status": str, "reason": str, "client": str, "run": str}
+    tree = _fields(unpack(body), "receipt", **names, received_at=(float, int), signature=bytes)
     if tree["status"] not in ("accepted", "refused", "late"):
         _fail("receipt", "a status among accepted, refused and late")
     return Receipt(**tree)
@@ -267,6 +313,12 @@ def check_name(name: str) -> str:
             f"client name: expected 1 to 64 letters, digits, dots, dashes or underscores, found {name[:80]!r}"
         )
     return name
+
+
+def _check_run(run: str) -> None:
+    """A run's id is a plain name, whatever a server says."""
+    if not NAME.fullmatch(run):
+        _fail("run", "an id of letters, digits, dots, dashes or underscores")
 
 
 def _tree(message: Any) -> Any:

@@ -14,11 +14,14 @@ from hansa.core.protocols import Memory, Plan, Report, Slot
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair, array_hash, totals_of
 from hansa.network.client_store import ClientStore
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import ClientPlan, Released, Work, read_plan
+from hansa.network.outbox import Parcel
 from hansa.network.released import keep_model
-from hansa.wire import pack_report, unpack
+from hansa.tensors import Buffer
+from hansa.wire import pack_report, report_tree, unpack
 
-Fetch = Callable[[str], bytes]  # SHA-256 -> the blob's content
+Fetch = Callable[[str], Buffer]  # SHA-256 -> the blob's content
 KINDS = {"train": "update", "evaluate": "metrics", "prepare": "statistics"}
 UNPROTECTED = "none: the server sees this update"
 REFUSAL = "none: it holds a reason and no data"
@@ -57,7 +60,7 @@ class Participant:
         self.store.enter(work.run)
         self.store.settle(work.settlements)
 
-    def handle(self, work: Work, fetch: Fetch) -> tuple[Slot, bytes] | None:
+    def handle(self, work: Work, fetch: Fetch) -> tuple[Slot, Parcel] | None:
         """The report on a message's plan, as it is to be sent; None without a plan. Asked again: the same bytes.
 
         What goes wrong at this client becomes a report with a refusal; ``on_problem`` hears all of it, the server only
@@ -67,14 +70,20 @@ class Participant:
         if work.plan is None:
             return None
         asked = read_plan(work.plan)
-        body = self.store.outbox(work.run, asked.slot)
-        if body is None:
-            body = self._answer(work.run, asked, fetch)
-        return asked.slot, body
+        made = self.store.outbox(work.run, asked.slot)
+        return asked.slot, self._answer(work.run, asked, fetch) if made is None else made
 
     def keep(self, released: Released, fetch: Fetch) -> None:
         """Keep the newest released model as a run directory at ``STATE/model``, replaced by one rename."""
         vectors = {name: unpack(fetch(sha256)) for name, sha256 in released.vectors.items()}
+        size = self.federation.learner.layout.num_params
+        if (
+            not all(getattr(vector, "ndim", None) == 1 for vector in vectors.values())
+            or len(vectors.get("params", ())) < size
+        ):
+            raise ProtocolError(
+                f"release: expected vectors, and {size} parameters; found others; do not trust this server"
+            )
         keep_model(self.store.folder, released, self.federation.learner.layout, vectors, self.app)
 
     def rehearse(self, plan: Plan) -> bytes:
@@ -82,41 +91,50 @@ class Participant:
         report, _, _ = self._exchange("", plan, Key(os.urandom(32)))
         return pack_report(report, self.federation.codec(plan.slot))
 
-    def refuse(self, work: Work, reason: str) -> tuple[Slot, bytes]:
+    def refuse(self, work: Work, reason: str) -> tuple[Slot, Parcel]:
         """A report that refuses a message's plan, without looking at any data."""
         assert work.plan is not None
         slot = read_plan(work.plan).slot
-        body = pack_report(Report(slot, (), {}, {self.name: reason}), Raw())
-        self._list(work.run, slot, "refusal", body)
-        return slot, body
+        made = Parcel.of(pack_report(Report(slot, (), {}, {self.name: reason}), Raw()))
+        self._list(work.run, slot, "refusal", made)
+        return slot, made
 
-    def _answer(self, run: str, asked: ClientPlan, fetch: Fetch) -> bytes:
+    def _answer(self, run: str, asked: ClientPlan, fetch: Fetch) -> Parcel:
         """Work on a plan, and commit what comes of it."""
         plan = asked.plan(self.name, {name: unpack(fetch(sha)) for name, sha in asked.vectors.items()})
         secret = Key(self.store.secret(run, plan.slot))
         try:
             codec = self.federation.codec(plan.slot)
+            self._check_size(plan)
             report, new, kept = self._exchange(run, plan, secret)
             held = self.store.memory(run)
             memory = {**held, **{name: rows[0] for name, rows in new.arrays.items()}} if new.clients else None
             scratch = kept.get(self.name)
-            body = pack_report(report, codec)
+            made = self.store.pack(report_tree(report, codec))
             kind = "refusal" if report.refused else KINDS.get(plan.slot.task, plan.slot.task) if plan.learn else "mail"
         except Exception as error:  # the user's own code may fail in any way; the round goes on without this client
             if self.on_problem:
                 cause = error.__cause__
                 self.on_problem(cause if isinstance(error, _UnfitData) and isinstance(cause, Exception) else error)
             reason = _safe(error)
-            body = pack_report(Report(plan.slot, (), {}, {self.name: reason}), Raw())
+            made = Parcel.of(pack_report(Report(plan.slot, (), {}, {self.name: reason}), Raw()))
             memory, scratch, kind = None, None, "refusal"
-        self._list(run, plan.slot, kind, body)
-        self.store.commit(run, plan.slot, body, memory, scratch)
-        return body
+        fail_point("client.training.done")
+        self._list(run, plan.slot, kind, made)
+        fail_point("client.report.listed")
+        self.store.commit(run, plan.slot, made, memory, scratch)
+        return made
 
-    def _list(self, run: str, slot: Slot, kind: str, body: bytes) -> None:
+    def _check_size(self, plan: Plan) -> None:
+        """Parameters of another length than this client's own model are not worked on."""
+        size, params = self.federation.learner.layout.num_params, plan.broadcast.get("params")
+        if params is not None and getattr(params, "shape", None) != (size,):
+            raise ProtocolError(f"plan: expected {size} parameters, found {getattr(params, 'shape', None)}")
+
+    def _list(self, run: str, slot: Slot, kind: str, made: Parcel) -> None:
         """A line in ``sent.csv``, before the report can leave: after a crash it may list more than left, never less."""
         protection = REFUSAL if kind == "refusal" else self.protection(self.federation, slot)
-        self.store.list_body(body, run=run, number=slot.round, kind=kind, protection=protection)
+        self.store.list_body(made, run=run, number=slot.round, kind=kind, protection=protection)
 
     def _exchange(self, run: str, plan: Plan, secret: Key) -> Any:
         """The core's client half, on prepared data."""

@@ -6,7 +6,8 @@ import fnmatch
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,37 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network.failpoints import fail_point
 from hansa.network.identity import Authority, fingerprint, request_key_hash
-from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, check_name
-from hansa.network.store import Store, clients, presence, token_uses, tokens
+from hansa.network.journal import append, append_of_strangers, append_seldom
+from hansa.network.messages import NAME, Enrol, Enrolled, Hello, Refusal, Renew, check_name
+from hansa.network.signing import UNKNOWN
+from hansa.network.store import Store, clients, presence, renewals, token_uses, tokens
 from hansa.network.token import JoinToken
+
+Prove = Callable[[str, bytes], None]
+
+
+class Caller(str):
+    """A client's name as a request proved it, with the certificate that proved it.
+
+    It travels as the name does, so that whatever a request changes can look whether the certificate is still good.
+    """
+
+    certificate: str  # SHA-256, in hex
+
+    def __new__(cls, name: str, certificate: str) -> Caller:
+        """The name, and by which certificate."""
+        made = super().__new__(cls, name)
+        made.certificate = certificate
+        return made
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Tokens and clients in a store. Each method is one transaction.
-
-    ``seen`` is when clients were seen that have called since it was written last.
-    """
+    """Tokens and clients in a store. Each method is one transaction, and what it did is in the audit log."""
 
     store: Store
-    seen: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def invite(
         self,
@@ -74,13 +91,24 @@ class Registry:
                     expires_at=None if expires_s is None else now + expires_s,
                 )
             )
+            append(db, now, "invited", name, {"uses": uses, "expires_s": expires_s, "again": again})
         return token
 
-    def enrol(self, message: Enrol, authority: Authority) -> Enrolled:
+    def enrol(self, message: Enrol, authority: Authority, *, address: str = "") -> Enrolled:
         """A certificate for a client that shows a good token; the same key and name again get the same one.
 
         Raises ``Refusal`` for a wrong, used or expired token, a name it is not for, or a name that is taken.
         """
+        try:
+            return self._enrol(message, authority)
+        except Refusal as refusal:
+            with self.store.write() as db:
+                what = {"reason": str(refusal), "address": address}
+                append_of_strangers(db, self.store.clock(), "enrolment refused", message.name, what)
+            raise
+
+    def _enrol(self, message: Enrol, authority: Authority) -> Enrolled:
+        """One transaction: the token is used, and the name has its certificate."""
         name = message.name
         if not NAME.fullmatch(name):
             raise Refusal("token", "enrol: expected a name of 1 to 64 letters, digits, dots, dashes or underscores")
@@ -101,12 +129,7 @@ class Registry:
             if used and client and client.key_hash == key_hash and client.revoked_at is None:
                 return Enrolled(name=name, certificate=client.certificate)
             _check_token(db, token, name, now)
-            if client is not None and client.revoked_at is None and not token.again:
-                raise Refusal(
-                    "token",
-                    f"enrol: expected a name that is free, found {name} enrolled since {_when(client.enrolled_at)}; "
-                    f"choose another with --name, or ask for: hansa invite {name} --again",
-                )
+            _check_free(client, token)
             certificate = authority.sign_client(message.request, name)
             row = {
                 "certificate_sha256": fingerprint(certificate),
@@ -122,43 +145,93 @@ class Registry:
             db.execute(tokens.update().where(tokens.c.id == token.id).values(uses_left=tokens.c.uses_left - 1))
             use = upsert(token_uses).values(token=token.id, client=name, used_at=now)
             db.execute(use.on_conflict_do_update(index_elements=["token", "client"], set_={"used_at": now}))
+            db.execute(renewals.delete().where(renewals.c.name == name))
+            what = {"certificate": row["certificate_sha256"], "again": client is not None}
+            append(db, now, "enrolled", name, what)
+            fail_point("coordinator.client.enrolling")
+        fail_point("coordinator.client.enrolled")
         return Enrolled(name=name, certificate=certificate)
 
-    def authenticate(self, certificate_sha256: str | None) -> str:
-        """The name of the client that shows this certificate; ``Refusal`` when there is none, or it was revoked."""
+    def renew(self, caller: Caller, message: Renew, authority: Authority) -> Enrolled:
+        """The next certificate of a client, for the same key or a new one; asked again, the same one for the same key.
+
+        Both are good until the client has used the new one: a crash on either side leaves it one that works.
+        """
+        key_hash = request_key_hash(message.request)
+        with self.store.write() as db:
+            refuse_revoked(db, caller)
+            waiting = db.execute(sa.select(renewals).where(renewals.c.name == caller)).one_or_none()
+            if waiting is not None and waiting.key_hash == key_hash:
+                return Enrolled(name=str(caller), certificate=waiting.certificate)
+            certificate = authority.sign_client(message.request, caller)
+            row = {
+                "certificate_sha256": fingerprint(certificate),
+                "certificate": certificate,
+                "key_hash": key_hash,
+            }
+            made = upsert(renewals).values(name=caller, **row)
+            db.execute(made.on_conflict_do_update(index_elements=["name"], set_=row))
+            append(db, self.store.clock(), "renewed", caller, {"certificate": row["certificate_sha256"]})
+        return Enrolled(name=str(caller), certificate=certificate)
+
+    def authenticate(self, certificate_sha256: str | None, prove: Prove | None = None) -> Caller:
+        """The client whose certificate this is; ``prove(name, certificate)`` raises unless the caller holds its key.
+
+        A certificate that is not known, was replaced, or whose key the caller does not hold is one and the same
+        ``Refusal``; only whoever holds the key hears that the client was revoked. The first use of a renewed
+        certificate ends the one before.
+        """
         if certificate_sha256 is None:
-            raise Refusal("unauthenticated", "expected a client's certificate, found none; join with a token first")
+            raise Refusal("unauthenticated", UNKNOWN)
         with self.store.read() as db:
             chosen = sa.select(clients).where(clients.c.certificate_sha256 == certificate_sha256)
-            client = db.execute(chosen).one_or_none()
+            client, renewed = db.execute(chosen).one_or_none(), None
+            if client is None:
+                is_next = renewals.c.certificate_sha256 == certificate_sha256
+                renewed = db.execute(sa.select(renewals).where(is_next)).one_or_none()
+            if renewed is not None:
+                client = db.execute(sa.select(clients).where(clients.c.name == renewed.name)).one_or_none()
         if client is None:
-            raise Refusal(
-                "unauthenticated",
-                "expected the certificate of an enrolled client, found one that was replaced or is not known here; "
-                "ask the coordinator for a new token and join again",
-            )
+            raise Refusal("unauthenticated", UNKNOWN)
+        if prove is not None:
+            prove(client.name, client.certificate if renewed is None else renewed.certificate)
         _refuse_revoked(client)
-        self.seen[client.name] = self.store.clock()
-        return str(client.name)
+        if renewed is not None:
+            self._replace(renewed)
+        return Caller(client.name, certificate_sha256)
 
-    def write_seen(self) -> None:
-        """Write when each client was seen last: now and then, for all of them at once."""
-        seen = [{"who": name, "at": self.seen.pop(name)} for name in list(self.seen)]
-        if seen:
-            chosen = clients.update().where(clients.c.name == sa.bindparam("who"))
+    def _replace(self, renewed: Any) -> None:
+        """A client has used its renewed certificate: from now on it is the only one."""
+        row = {name: getattr(renewed, name) for name in ("certificate_sha256", "certificate", "key_hash")}
+        with self.store.write() as db:
+            same = (renewals.c.name == renewed.name, renewals.c.certificate_sha256 == renewed.certificate_sha256)
+            if db.execute(renewals.delete().where(*same)).rowcount:
+                db.execute(clients.update().where(clients.c.name == renewed.name).values(**row))
+                what = {"certificate": renewed.certificate_sha256}
+                append(db, self.store.clock(), "replaced", renewed.name, what)
+
+    def saw(self, names: Mapping[str, float]) -> None:
+        """Note when clients were seen last; many at once, as it is but for ``hansa status``."""
+        if names:
+            rows = [{"who": name, "at": at} for name, at in names.items()]
+            seen = clients.update().where(clients.c.name == sa.bindparam("who")).values(last_seen=sa.bindparam("at"))
             with self.store.write() as db:
-                db.execute(chosen.values(last_seen=sa.bindparam("at")), seen)
+                db.execute(seen, rows)
 
     def check_revoked(self, name: str) -> None:
-        """Refuse a client that was revoked while its request waited."""
+        """Refuse a client that was revoked, or whose certificate was replaced, while its request waited."""
         with self.store.read() as db:
-            _refuse_revoked(db.execute(sa.select(clients).where(clients.c.name == name)).one())
+            refuse_revoked(db, name)
 
     def revoke(self, name: str) -> None:
-        """Refuse a client from now on; ``InputError`` when there is none of that name."""
+        """Refuse a client from now on, and the tokens for its name; ``InputError`` when there is none of that name."""
         with self.store.write() as db:
             chosen = clients.update().where(clients.c.name == name, clients.c.revoked_at.is_(None))
-            if db.execute(chosen.values(revoked_at=self.store.clock())).rowcount:
+            now = self.store.clock()
+            if db.execute(chosen.values(revoked_at=now)).rowcount:
+                db.execute(tokens.update().where(tokens.c.pattern == name).values(uses_left=0))
+                db.execute(renewals.delete().where(renewals.c.name == name))
+                append(db, now, "revoked", name, {})
                 return
             known = [row.name for row in db.execute(sa.select(clients.c.name).order_by(clients.c.name).limit(20))]
         raise InputError(
@@ -167,16 +240,21 @@ class Registry:
 
     def hello(self, name: str, run: str, message: Hello) -> None:
         """Note that a client takes part in a run."""
-        row = {"hello_at": self.store.clock(), "version": message.version[:40], "said_goodbye": False}
+        now = self.store.clock()
+        row = {"hello_at": now, "version": message.version[:40], "said_goodbye": False}
         with self.store.write() as db:
+            refuse_revoked(db, name)
             here = upsert(presence).values(run=run, client=name, **row)
             db.execute(here.on_conflict_do_update(index_elements=["run", "client"], set_=row))
+            append_seldom(db, now, "hello", name, {"run": run, "version": row["version"]})
+        fail_point("coordinator.hello.noted")
 
     def goodbye(self, name: str, run: str) -> None:
         """Note that a client knows that the run is over."""
         with self.store.write() as db:
             chosen = presence.update().where(presence.c.run == run, presence.c.client == name)
             db.execute(chosen.values(said_goodbye=True))
+        fail_point("coordinator.goodbye.noted")
 
     def present(self, run: str, *, without_goodbye: bool = False) -> list[str]:
         """Names, sorted, of the clients that said hello in a run and were not revoked."""
@@ -241,6 +319,19 @@ def open_authority(store: Store) -> Authority:
         return Authority.open(store.folder / "authority")
 
 
+def refuse_revoked(db: sa.Connection, name: str) -> None:
+    """Refuse, within a transaction, a client that was revoked, and a ``Caller`` whose certificate was replaced."""
+    client = db.execute(sa.select(clients).where(clients.c.name == name)).one_or_none()
+    if client is None:
+        return
+    _refuse_revoked(client)
+    shown = getattr(name, "certificate", client.certificate_sha256)
+    if shown != client.certificate_sha256:
+        waiting = sa.select(renewals.c.name).where(renewals.c.certificate_sha256 == shown)
+        if db.scalar(waiting) is None:
+            raise Refusal("unauthenticated", UNKNOWN)
+
+
 def _refuse_revoked(client: Any) -> None:
     """Refuse a client that was revoked."""
     if client.revoked_at is not None:
@@ -256,7 +347,11 @@ def _check_token(db: sa.Connection, token: Any, name: str, now: float) -> None:
     ask = f"ask the coordinator for a new one: hansa invite {name}"
     if token.uses_left < 1:
         latest = sa.select(token_uses).where(token_uses.c.token == token.id).order_by(token_uses.c.used_at.desc())
-        use = db.execute(latest.limit(1)).one()
+        use = db.execute(latest.limit(1)).one_or_none()
+        if use is None:
+            raise Refusal(
+                "token", f"join token: expected one that is good, found one that a revocation cancelled; {ask}"
+            )
         again = " --again" if use.client == name else ""
         raise Refusal(
             "token",
@@ -269,6 +364,21 @@ def _check_token(db: sa.Connection, token: Any, name: str, now: float) -> None:
         )
     if not fnmatch.fnmatchcase(name, token.pattern):
         raise Refusal("token", f"join token: expected a name like {token.pattern}, found {name}; give --name, or {ask}")
+
+
+def _check_free(client: Any, token: Any) -> None:
+    """Refuse a name that is taken, unless the token says again, and one revoked since the token was made."""
+    if client is None:
+        return
+    if client.revoked_at is not None:
+        if token.created_at < client.revoked_at:
+            _refuse_revoked(client)
+    elif not token.again:
+        raise Refusal(
+            "token",
+            f"enrol: expected a name that is free, found {client.name} enrolled since {_when(client.enrolled_at)}; "
+            f"choose another with --name, or ask for: hansa invite {client.name} --again",
+        )
 
 
 def _when(seconds: float) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save as save_tensors
-
 from hansa.core.layout import Layout
 from hansa.network.blobs import write_file
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import Released
+from hansa.tensors import Packed
 from hansa.version import __version__
 
 
@@ -25,6 +25,7 @@ def keep_model(
     ``vectors`` are the parameters and the preparations' sums, ``app`` its fingerprint and source. Whoever has opened
     the old directory keeps reading the old files; ``hansa.load_run(STATE/model, app="app.py")`` reads the newest.
     """
+    fail_point("client.model.downloaded")
     parameters = vectors["params"][: layout.num_params]
     tensors = {**layout.unflatten(parameters), **{n: v for n, v in vectors.items() if n.startswith("prepare.")}}
     info = {
@@ -37,15 +38,19 @@ def keep_model(
     }
     newest = folder / "models" / f"{released.run}-{released.round}"
     newest.mkdir(parents=True, exist_ok=True)
-    write_file(newest / "parameters.safetensors", save_tensors(tensors))
+    write_file(newest / "parameters.safetensors", Packed(tensors, {}))
     write_file(newest / "run.json", json.dumps(info, indent=1).encode())
     if app:
         write_file(newest / "app.py", app[1])
     link = folder / "model.new"
     link.unlink(missing_ok=True)
+    fail_point("client.model.written")
     link.symlink_to(Path("models") / newest.name)
+    fail_point("client.model.linked")
     os.replace(link, folder / "model")
+    fail_point("client.model.swapped")
     for old in newest.parent.iterdir():
         if old != newest:
             shutil.rmtree(old, ignore_errors=True)
+    fail_point("client.model.cleaned")
     return newest

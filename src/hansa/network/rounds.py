@@ -16,7 +16,11 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
+from hansa.network.failpoints import fail_point
+from hansa.network.journal import append, append_seldom
 from hansa.network.messages import Receipt, Refusal, Settlement
+from hansa.network.receipts import Seal
+from hansa.network.registry import refuse_revoked
 from hansa.network.store import (
     Store,
     assignments,
@@ -43,10 +47,11 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The slots of one run in a store."""
+    """The slots of one run in a store. ``seal`` signs receipts; without it they are not signed."""
 
     store: Store
     run: str
+    seal: Seal | None = None
 
     def plan(self, slot: Slot, learn: bool, plan_hash: str) -> str:
         """Note a plan before anything of it is shown; the slot's state (``planned``, or further after a restart).
@@ -59,6 +64,7 @@ class Rounds:
                 values = {"run": self.run, "slot": str(slot), "task": slot.task, "round": slot.round}
                 more = {"attempt": slot.attempt, "learn": learn, "state": "planned", "plan_hash": plan_hash}
                 db.execute(slots.insert().values(**values, **more, started_at=self.store.clock()))
+                self._log(db, "planned", "", slot=str(slot), plan=plan_hash)
                 return "planned"
         if row.plan_hash != plan_hash:
             raise RunError(
@@ -78,6 +84,7 @@ class Rounds:
             for name, sha256 in named.items():
                 db.execute(vectors.insert().values(slot_id=row.id, name=name, sha256=sha256))
             db.execute(slots.update().where(slots.c.id == row.id).values(state="collecting"))
+            fail_point("coordinator.plan.showing")
 
     def next_plan(self, client: str) -> tuple[Slot, bytes] | None:
         """The oldest plan that a client has not answered, while its slot collects."""
@@ -125,7 +132,7 @@ class Rounds:
                     sa.select(reports).where(reports.c.slot_id == row.id, reports.c.client == client)
                 ).one_or_none()
             )
-        return _receipt(slot, found) if found else None
+        return self._receipt(slot, found) if found else None
 
     def record(self, slot: Slot, arrival: Arrival) -> Receipt:
         """Count a report once: the same bytes again get the same receipt, other bytes a ``Refusal``.
@@ -136,6 +143,7 @@ class Rounds:
             row = self._known(db, slot)
             mine = sa.and_(reports.c.slot_id == row.id, reports.c.client == arrival.client)
             found = db.execute(sa.select(reports).where(mine)).one_or_none()
+            refuse_revoked(db, arrival.client)
             if found is None:
                 status = "late" if row.state != "collecting" else "refused" if arrival.refused else "accepted"
                 db.execute(
@@ -151,13 +159,20 @@ class Rounds:
                     )
                 )
                 found = db.execute(sa.select(reports).where(mine)).one()
+                more = {"reason": found.reason} if found.reason else {}
+                told = {"sha256": found.sha256, "size": found.size, **more}
+                self._log(db, "report", arrival.client, slot=str(slot), status=status, **told)
+                fail_point("coordinator.report.recording")
+            elif found.sha256 != arrival.sha256:
+                self._log(db, "conflict", arrival.client, slot=str(slot), first=found.sha256, second=arrival.sha256)
+        fail_point("coordinator.report.recorded")
         if found.sha256 != arrival.sha256:
             raise Refusal(
                 "conflict",
                 f"report: expected the bytes that {arrival.client} sent for {slot} before "
                 f"(SHA-256 {found.sha256[:16]}...), found others; the first report stands",
             )
-        return _receipt(slot, found)
+        return self._receipt(slot, found)
 
     def progress(self, slot: Slot) -> tuple[str, list[str], int]:
         """A slot's state, the clients that are still waited for, and the number of reports accepted."""
@@ -188,13 +203,19 @@ class Rounds:
                 accepted = [r for r in _reports(db, row.id) if r.status == "accepted"]
                 forms = Counter(r.form for r in accepted)
                 usual = forms.most_common(1)[0][0] if forms else ""
+                refused = []
                 for odd in (r for r in accepted if r.form != usual):
                     reason = f"update of another form than most: expected {usual}, found {odd.form}"
                     mine = sa.and_(reports.c.slot_id == row.id, reports.c.client == odd.client)
                     db.execute(reports.update().where(mine).values(status="refused", reason=reason[:500]))
+                    refused.append([odd.client, reason])
                 state = "frozen" if forms and forms[usual] >= min_clients else "abandoned"
                 db.execute(slots.update().where(slots.c.id == row.id).values(state=state))
+                kept = [[r.client, r.sha256] for r in accepted if r.form == usual]
+                self._log(db, state, "", slot=str(slot), reports=kept, refused=refused)
                 row = self._known(db, slot)
+                fail_point("coordinator.slot.freezing")
+        fail_point("coordinator.slot.frozen")
         if row.state == "abandoned":
             raise Abandoned(
                 f"{slot.task} round {slot.round}: expected reports of at least {min_clients} clients, found fewer; "
@@ -217,11 +238,18 @@ class Rounds:
             changed = db.execute(slots.update().where(open_slots).values(state=state)).rowcount
             in_attempt = sa.select(slots.c.id).where(attempt)
             named = sa.select(assignments.c.client).where(assignments.c.slot_id.in_(in_attempt)).distinct()
-            names = sorted(row.client for row in db.execute(named))
+            names, told = sorted(row.client for row in db.execute(named)), list[str]()
             for name in names:
                 row = upsert(settlements).values(**where, client=name, counted=name in set(counted))
-                changed += db.execute(row.on_conflict_do_nothing()).rowcount
-        return bool(changed)
+                if db.execute(row.on_conflict_do_nothing()).rowcount:
+                    told.append(name)
+            if changed or told:
+                said = {"attempt": f"{slot.task}-{slot.round}-{slot.attempt}"}
+                yes = [name for name in told if name in set(counted)]
+                no = [name for name in told if name not in set(counted)]
+                self._log(db, "settled", "", **said, counted=yes, dropped=no)
+            fail_point("coordinator.slot.settling")
+        return bool(changed or told)
 
     def settled_since(self, client: str, number: int) -> tuple[Settlement, ...]:
         """A client's settlements of this run after the one it saw last."""
@@ -266,6 +294,14 @@ class Rounds:
             shown = db.execute(sa.select(vectors.c.sha256).where(vectors.c.slot_id.in_(live)))
             return {row.sha256 for row in kept}, {row.sha256 for row in shown}
 
+    def unsettled(self) -> set[str]:
+        """The slots of this run whose outcome is still open."""
+        chosen = sa.select(slots.c.slot).where(
+            slots.c.run == self.run, slots.c.state.not_in(("aggregated", "abandoned"))
+        )
+        with self.store.read() as db:
+            return {row.slot for row in db.execute(chosen)}
+
     def refusals(self) -> list[dict[str, Any]]:
         """Every refusal of this run while training or preparing: round, client, reason."""
         chosen = (
@@ -292,6 +328,24 @@ class Rounds:
         """Every counter of this run."""
         with self.store.read() as db:
             return list(db.execute(sa.select(counters).where(counters.c.run == self.run)))
+
+    def _log(self, db: sa.Connection, kind: str, who: str, **what: Any) -> None:
+        """An entry of the audit log, in the transaction of what it tells of."""
+        write = append_seldom if kind == "conflict" else append
+        write(db, self.store.clock(), kind, who, {"run": self.run, **what})
+
+    def _receipt(self, slot: Slot, row: Any) -> Receipt:
+        """The receipt of a report's row, signed."""
+        receipt = Receipt(
+            slot=str(slot),
+            sha256=row.sha256,
+            status=row.status,
+            reason=row.reason,
+            client=row.client,
+            run=self.run,
+            received_at=round(row.received_at, 3),
+        )
+        return receipt if self.seal is None else self.seal.receipt(receipt)
 
     def _row(self, db: sa.Connection, slot: Slot) -> Any:
         chosen = sa.select(slots).where(slots.c.run == self.run, slots.c.slot == str(slot))
@@ -324,7 +378,3 @@ def _reports(db: sa.Connection, slot_id: int) -> list[Any]:
             .order_by(assignments.c.position)
         )
     )
-
-
-def _receipt(slot: Slot, row: Any) -> Receipt:
-    return Receipt(slot=str(slot), sha256=row.sha256, status=row.status, reason=row.reason)

@@ -16,8 +16,9 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
 from hansa.network.coordinator import Coordinator
+from hansa.network.failpoints import fail_point
 from hansa.network.messages import write_plan
-from hansa.wire import pack, plan_parts, unpack_report
+from hansa.wire import lay_out, plan_parts, unpack_report
 
 _LOOK_AGAIN_S = 1.0  # another process (``hansa revoke``) may change the store
 
@@ -47,13 +48,17 @@ class NetworkRuntime:
 
     def start(self, plan: Plan, clients: Sequence[Client]) -> None:
         """Publish a plan, once. Raises ``RunError`` when another plan was published for this slot before."""
-        vectors = {name: pack(vector) for name, vector in plan.broadcast.items()}
-        named = {name: hashlib.sha256(body).hexdigest() for name, body in vectors.items()}
+        fail_point("coordinator.plan.made")
+        vectors = {name: lay_out(vector) for name, vector in plan.broadcast.items()}
+        named = {name: packed.sha256 for name, packed in vectors.items()}
         bodies = {client: write_plan(plan_parts(plan, client)[0], named) for client in clients}
         rounds = self.coordinator.rounds
         if rounds.plan(plan.slot, plan.learn, _plan_hash(bodies)) == "planned":
+            fail_point("coordinator.plan.noted")
             self.coordinator.publish(vectors)
+            fail_point("coordinator.plan.published")
             rounds.collect(plan.slot, bodies, named)
+            fail_point("coordinator.plan.shown")
         self._opened[plan.slot] = self._monotonic()
         self.coordinator.wake()
 
@@ -70,6 +75,7 @@ class NetworkRuntime:
         Raises ``Abandoned`` when too few clients are left.
         """
         self._wait(slot)
+        fail_point("coordinator.slot.full")
         self.coordinator.rounds.freeze(slot, self._fewest(slot))
         codec, size = self.coordinator.federation.codec(slot), self.coordinator.size_of(slot)
         for row in self.coordinator.rounds.frozen(slot):
@@ -84,12 +90,16 @@ class NetworkRuntime:
 
     def settle(self, slot: Slot, counted: Sequence[Client]) -> None:
         """Tell clients whose update counted, so that they keep or drop their pending memory."""
+        fail_point("coordinator.round.aggregated")
         if self.coordinator.rounds.settle(slot, counted):
+            fail_point("coordinator.slot.settled")
             self.coordinator.wake()
 
     def once(self, name: str, make: Callable[[], bytes]) -> Key:
         """An attempt's secret: durable before it is used, the same after a restart."""
-        return Key(self.coordinator.rounds.once(name, make()))
+        kept = self.coordinator.rounds.once(name, make())
+        fail_point("coordinator.secret.stored")
+        return Key(kept)
 
     def clients(self) -> tuple[Client, ...]:
         """Who could take part in the round at hand: present when it began, and the same after a restart.
@@ -102,6 +112,7 @@ class NetworkRuntime:
         if stored[0] != mark:
             stored = [mark, self.coordinator.registry.present(self.coordinator.run)]
             self.coordinator.store.put("population", json.dumps(stored).encode())
+            fail_point("coordinator.population.noted")
         return tuple(stored[1])
 
     def wait_for_clients(
@@ -129,7 +140,7 @@ class NetworkRuntime:
 
     def release(self, number: int, params: Array, constants: Mapping[str, Array]) -> None:
         """Publish the model after round ``number``, whose result is durable by now; forget what only it needed."""
-        vectors = {name: pack(vector) for name, vector in {"params": params, **constants}.items()}
+        vectors = {name: lay_out(vector) for name, vector in {"params": params, **constants}.items()}
         self.coordinator.release(number, vectors)
 
     def finish(self, wait_s: float = 10.0) -> tuple[Client, ...]:

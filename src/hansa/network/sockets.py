@@ -200,10 +200,15 @@ class Http(H11Protocol):
         self.line = transport
         super().connection_made(transport)
         certificate = transport.certificate
-        self.app_state = {**self.app_state, "certificate": certificate}
+        self.app_state = {**self.app_state, "certificate": certificate, "unread": self._unread}
         if certificate is not None:
             self.door.recognized(self.line, certificate)
         self._now_owes("headers")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        super().connection_lost(exc)
+        self.app_state = {}  # it refers to this
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: see what is due now."""
@@ -257,6 +262,13 @@ class Http(H11Protocol):
         if self._owes == "rest of a body":
             return "unread body" if now - self._since > _LINGER_S else ""
         return None
+
+    def _unread(self) -> bytes:
+        """What arrived of a body and nobody has read: uvicorn tells of a cut line before it hands out the rest."""
+        if self.cycle is None:
+            return b""
+        rest, self.cycle.body = bytes(self.cycle.body), bytearray()
+        return rest
 
     def _look(self) -> None:
         """Note what is due from the other end."""

@@ -7,6 +7,8 @@ the server's own, in seconds since 1970.
 from __future__ import annotations
 
 import contextlib
+import errno
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 
 _SCHEMA = "1"
 _FILE = "coordinator.db"
+_BUSY_S = 10.0  # that a transaction waits for another process to let go of the database
 metadata = sa.MetaData()
 
 meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.LargeBinary))
@@ -136,6 +140,26 @@ counters = sa.Table(
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("bytes", sa.Integer, nullable=False),
 )
+renewals = sa.Table(  # the next certificate of a client, until it is used for the first time
+    "renewals",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("certificate_sha256", sa.String, nullable=False, unique=True),
+    sa.Column("certificate", sa.LargeBinary, nullable=False),
+    sa.Column("key_hash", sa.String, nullable=False),
+)
+audit = sa.Table(  # who did what; each line's hash covers the one before
+    "audit",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+    sa.Column("what", sa.String, nullable=False),  # JSON
+    sa.Column("hash", sa.String, nullable=False),
+    sa.Index("audit_by_kind", "kind", "number"),
+    sa.Index("audit_by_client", "kind", "who", "number"),
+)
 
 
 class Store:
@@ -144,12 +168,14 @@ class Store:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.clock = folder, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.engine = sa.create_engine(f"sqlite:///{folder / _FILE}", connect_args={"timeout": 30})
+        self.engine = sa.create_engine(f"sqlite:///{folder / _FILE}", connect_args={"timeout": _BUSY_S})
         sa.event.listen(self.engine, "connect", _configure)
         sa.event.listen(self.engine, "begin", _begin)
         self._lock: Any = None
+        self._patient: int | None = None  # the thread that waits for as long as another process keeps the database
         with self.write() as db:
             metadata.create_all(db)
+        fail_point("coordinator.store.created")
         if (found := self.get("schema") or _SCHEMA.encode()) != _SCHEMA.encode():
             raise InputError(
                 f"{folder}: expected a state folder of schema {_SCHEMA}, found {found.decode()}; "
@@ -159,8 +185,32 @@ class Store:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that may write: committed at the end, rolled back by an exception."""
-        with self.engine.connect().execution_options(hansa_begin="BEGIN IMMEDIATE") as db, db.begin():
+        """One transaction that may write: committed at the end, rolled back by an exception.
+
+        Raises ``OSError`` (ENOSPC) when the disk is full, and ``OperationalError`` (see ``is_busy``) when another
+        process does not let go of the database; the thread that called ``lock``, which drives the rounds, waits.
+        """
+        try:
+            with self._begun() as db:
+                yield db
+        except sa.exc.OperationalError as error:
+            if "disk is full" in str(error.orig):
+                raise OSError(errno.ENOSPC, f"{_FILE}: {error.orig}") from error
+            raise
+
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[sa.Connection]:
+        """A transaction that may write, as soon as nobody else does."""
+        while True:
+            db = self.engine.connect().execution_options(hansa_begin="BEGIN IMMEDIATE")
+            try:
+                transaction = db.begin()
+                break
+            except sa.exc.OperationalError as error:
+                db.close()
+                if not is_busy(error) or threading.get_ident() != self._patient:
+                    raise
+        with db, transaction:
             yield db
 
     @contextlib.contextmanager
@@ -198,6 +248,8 @@ class Store:
             f"{_plain(self.folder)}: expected a state folder that no coordinator is serving, found one at work "
             "(process {process}); stop it, or use another --state",
         )
+        self._patient = threading.get_ident()
+        fail_point("coordinator.store.locked")
 
     def close(self) -> None:
         """Close every connection and let the next coordinator in."""
@@ -205,6 +257,11 @@ class Store:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether a transaction failed because another process keeps the database to itself."""
+    return isinstance(error, sa.exc.OperationalError) and "database is locked" in str(error)
 
 
 def put(db: sa.Connection, key: str, value: bytes) -> None:
@@ -221,7 +278,7 @@ def _plain(path: Path) -> str:
 def _configure(connection: Any, _record: Any) -> None:
     """What every connection is told; transactions are begun by us, not by the driver."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_S * 1000:.0f}"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

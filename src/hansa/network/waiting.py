@@ -133,7 +133,7 @@ class Bell:
         self.news = News()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_watching = False
-        self._stirred = asyncio.Event()
+        self._stirred: asyncio.Event | None = None
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._queue: deque[str] = deque()
         self._is_ringing = False
@@ -150,13 +150,13 @@ class Bell:
 
     def ring(self) -> None:
         """Something happened: look who it is for. From any thread."""
-        if self._loop is not None:
+        if self._loop is not None and self._stirred is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self._loop.call_soon_threadsafe(self._stirred.set)
 
     async def watch(self) -> None:
         """Read the news whenever something happened, and ring; until cancelled."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._stirred = asyncio.get_running_loop(), asyncio.Event()
         while True:
             self._stirred.clear()
             try:

@@ -58,7 +58,7 @@ class Traffic:
         self.bodies = Bodies()
         self._held: dict[str, tuple[Any, set[Client]]] = {}  # the newest vector of a name (or its hash), who has it
         self._sizes: dict[Any, int] = {}  # of a vector's body, by its shape and type
-        self._plan: tuple[Slot | None, int] = (None, 0)  # the last plan that is alike for everyone, and its size
+        self._plans: dict[tuple[Any, ...], int] = {}  # sizes of plans that are alike for everyone
 
     def totals(self) -> tuple[int, int]:
         """Bytes up and down so far."""
@@ -99,9 +99,16 @@ class Traffic:
         named = {name: "0" * 64 for name in plan.broadcast}
         if plan.variants or plan.mail:
             return sum(len(pack({**plan_parts(plan, client)[0], "broadcast": named})) for client in clients)
-        if self._plan[0] != plan.slot and clients:
-            self._plan = (plan.slot, len(pack({**plan_parts(plan, clients[0])[0], "broadcast": named})))
-        return self._plan[1] * len(clients)
+        if not clients:
+            return 0
+        slot = plan.slot  # plans that say the same but for the digits of a number and a key are of one size
+        said = slot.task, slot.exchange, len(str(slot.round)), len(str(slot.attempt)), plan.learn, len(plan.settings)
+        form = (slot, *named) if any(plan.settings) else (*said, *named)
+        if form not in self._plans:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            self._plans[form] = len(pack({**plan_parts(plan, clients[0])[0], "broadcast": named}))
+        return self._plans[form] * len(clients)
 
     def _size(self, vector: Any) -> int:
         """Body size of a broadcast vector."""

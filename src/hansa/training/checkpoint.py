@@ -15,6 +15,7 @@ from typing import Any
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Array
 from hansa.core.round import ServerState
+from hansa.network.failpoints import fail_point
 from hansa.training.history import Row
 from hansa.wire import pack, unpack
 
@@ -53,7 +54,7 @@ class Checkpoint:
     def read(path: Path) -> Checkpoint:
         """The checkpoint in a file. Raises ``InputError`` when it is not one."""
         try:
-            tree = unpack(path.read_bytes())
+            tree = unpack(path.read_bytes(), longest_header=2**30)  # our own: a name a client may be in it
             return Checkpoint(
                 state=ServerState(tree["algorithm"], tuple(tree["transforms"])),
                 totals=tuple(tree["totals"]),
@@ -82,7 +83,9 @@ def replace_file(path: Path, body: bytes) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
+    fail_point("coordinator.checkpoint.written")
     temporary.replace(path)
+    fail_point("coordinator.checkpoint.renamed")
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

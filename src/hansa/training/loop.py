@@ -20,6 +20,7 @@ from hansa.core.protocols import Aggregate, Array, Client, Plan, Runtime, Slot
 from hansa.core.round import Context, ServerState, begin, buffered_round, make_plan, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
+from hansa.network.failpoints import fail_point
 from hansa.stopwatch import one_round, stage, watching
 from hansa.training.asking import choose
 from hansa.training.checkpoint import Checkpoint
@@ -140,6 +141,7 @@ class Loop:
     def _keep(self, point: Checkpoint) -> None:
         if self.save:
             self.save(point)
+            fail_point("coordinator.checkpoint.saved")
 
     def _prepare(self, number: int, point: Checkpoint) -> Array:
         """The pooled sums of one preparation, over every client."""

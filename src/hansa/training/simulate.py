@@ -76,8 +76,7 @@ def simulate(
     if app is not None:
         federation, holdout = app.federation, app.holdout if holdout is None else holdout
         start_from = app.start_from if start_from is None else start_from
-        if evaluate_on is None and app.evaluate_on is not None:
-            evaluate_on = app.evaluate_on()
+        evaluate_on = app.evaluate_on() if evaluate_on is None and app.evaluate_on else evaluate_on
     if not isinstance(federation, Federation):
         raise InputError(f"simulate: expected a hansa.Federation or hansa.App, found {type(federation).__name__}")
     check_holdout(holdout)

@@ -98,6 +98,10 @@ class Levels:
         level -= 2 ** (self.bits - 1) - 1
         return level.astype(np.float32) * step[:, None], {_SIDE: step}
 
+    def row_bytes(self, num_params: int) -> int:
+        """The levels of a row, and its step."""
+        return -(-num_params * self.bits // 8) + 4
+
 
 def _to_bits(level: np.ndarray, bits: int) -> np.ndarray:
     """Whole numbers (num_rows, n) as a bit stream a row."""

@@ -88,6 +88,10 @@ class Sparse:
         np.put_along_axis(out, where, values, axis=1)
         return out, {}
 
+    def row_bytes(self, num_params: int) -> int:
+        """A position and a float32 for each coordinate sent."""
+        return 8 * TopK(fraction=self.fraction).count(num_params)
+
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
     """Positions of the ``count`` largest magnitudes of each row, rising: (num_rows, count); ties go to the first."""

@@ -1,0 +1,291 @@
+"""What must hold after every case, whatever was done to the processes on the way.
+
+``everything`` asks all of it of a trial; each law is a function of its own, and a broken one is a sentence in
+``Broken``.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from faults.trial import Trial
+from hansa.core.errors import Abandoned
+from hansa.core.key import Key
+from hansa.core.protocols import Report
+from hansa.network import audit, journal
+from hansa.network.store import Store
+from hansa.training.apps import load_app
+from hansa.training.loop import Loop
+from hansa.training.privacy import bound
+from hansa.training.run import load_run
+from hansa.training.simulate import initial_params
+from hansa.wire import unpack_report
+
+
+class Broken(AssertionError):
+    """A law that does not hold."""
+
+
+def everything(trial: Trial, reference: Trial | None = None) -> None:
+    """All laws of a trial that has ended; ``reference`` is an undisturbed one whose bits it must have."""
+    every_database_is_sound(trial)
+    each_report_counts_once(trial)
+    every_receipt_stands(trial)
+    every_version_is_one_model(trial)
+    the_parameters_follow_from_the_reports(trial)
+    nothing_temporary_is_left(trial)
+    the_logs_are_whole(trial)
+    if reference is not None:
+        the_bits_are_those_of(trial, reference)
+
+
+def the_bits_are_those_of(trial: Trial, reference: Trial) -> None:
+    """The same parameters, and the same memory at every client."""
+    if trial.parameters() != reference.parameters():
+        raise Broken("the final parameters are not those of an undisturbed run")
+    if trial.memories() != reference.memories():
+        raise Broken("a client's memory is not that of an undisturbed run")
+
+
+def each_report_counts_once(trial: Trial) -> None:
+    """Each report counts once at the coordinator, and every client believes what the coordinator does."""
+    counted = counted_once(trial.folder / "fed" / "coordinator.db")
+    for name in trial.names:
+        _agrees(trial, name, {key[:4] for key in counted if key[4] == name})
+
+
+def counted_once(path: Path) -> set[Any]:
+    """At most one report of a client in an exchange and one settlement in an attempt; who counted was accepted.
+
+    Gives run, task, round, attempt and client of each that counted.
+    """
+    with closing(sqlite3.connect(path, timeout=30)) as db:
+        twice = db.execute(
+            "SELECT slot_id, client, COUNT(*) FROM reports GROUP BY slot_id, client HAVING COUNT(*) > 1"
+        ).fetchall()
+        twice += db.execute(
+            "SELECT run, task, round, attempt, client FROM settlements "
+            "GROUP BY run, task, round, attempt, client HAVING COUNT(*) > 1"
+        ).fetchall()
+        if twice:
+            raise Broken(f"counted twice: {twice}")
+        counted = set(db.execute("SELECT run, task, round, attempt, client FROM settlements WHERE counted"))
+        accepted = set(
+            db.execute(
+                "SELECT slots.run, slots.task, slots.round, slots.attempt, reports.client FROM reports "
+                "JOIN slots ON slots.id = slot_id WHERE reports.status = 'accepted' AND slots.state = 'aggregated'"
+            )
+        )
+    if strange := counted ^ accepted:
+        raise Broken(f"counted without an accepted report, or accepted in a closed slot and not counted: {strange}")
+    return counted
+
+
+def _agrees(trial: Trial, name: str, counted: set[Any]) -> None:
+    """A client believes of no attempt something else than the coordinator."""
+    believed = trial.query(
+        "SELECT DISTINCT run, task, round, attempt, counted FROM answers WHERE counted IS NOT NULL",
+        file=f"{name}/client.db",
+    )
+    if wrong := [row for row in believed if bool(row[4]) != (row[:4] in counted)]:
+        raise Broken(f"{name} believes of its updates what the coordinator does not: {wrong}")
+
+
+def every_receipt_stands(trial: Trial) -> None:
+    """What a client was told ``accepted`` of is in the frozen set with those bytes, or its attempt was abandoned."""
+    rows = trial.query(
+        "SELECT slots.run, slots.slot, reports.client, reports.sha256, reports.status, slots.state FROM reports "
+        "JOIN slots ON slots.id = reports.slot_id"
+    )
+    known = {(run, slot, client): (sha256, status, state) for run, slot, client, sha256, status, state in rows}
+    for name in trial.names:
+        for receipt in trial.notes(name, "receipt"):
+            found = known.get((receipt["run"], receipt["slot"], name))
+            if found is None or found[0] != receipt["sha256"]:
+                raise Broken(f"{name} holds a receipt that the coordinator does not know: {receipt}; found {found}")
+            if receipt["status"] == "accepted" and found[1] != "accepted" and found[2] != "abandoned":
+                raise Broken(f"{name} was told accepted, and the coordinator holds {found}: {receipt}")
+
+
+def every_version_is_one_model(trial: Trial) -> None:
+    """No round was released as two models."""
+    seen: dict[Any, set[str]] = {}
+    for name in trial.names:
+        for note in trial.notes(name, "release"):
+            seen.setdefault((note["run"], note["round"]), set()).add(note["params"])
+    if several := {version: models for version, models in seen.items() if len(models) > 1}:
+        raise Broken(f"two models for one version: {several}")
+
+
+def the_parameters_follow_from_the_reports(trial: Trial) -> None:
+    """The run, computed again from its committed reports alone, has the bits of the parameters that it saved."""
+    app = load_app(trial.folder / "app.py")
+    federation = bound(app.federation, app.schedule, app.schedule.cohort_size or app.schedule.clients_needed)
+    key = Key.of(0)
+    with closing(Archive(trial, federation)) as archive:
+        loop = Loop(
+            federation=federation,
+            schedule=app.schedule,
+            runtime=archive,
+            key=key,
+            clients=lambda: tuple(sorted(trial.names)),
+            params=initial_params(federation, key, app.start_from),
+        )
+        found = loop.run().state.algorithm["params"]
+    saved = load_run(trial.folder / "run").parameters
+    if found.tobytes() != saved.tobytes():
+        raise Broken("the final parameters do not follow from the committed reports")
+
+
+def the_logs_are_whole(trial: Trial) -> None:
+    """The audit log's chain holds, in the state folder and in the run directory, and tells of each report once."""
+    authority = (trial.folder / "fed" / "authority" / "authority.pem").read_bytes()
+    with closing(Store.existing(trial.folder / "fed")) as store:
+        found = [audit.check(journal.lines(store), authority, live=True)]
+    with (trial.folder / "run" / "log.jsonl").open("rb") as file:
+        found.append(audit.check((line.rstrip(b"\n") for line in file), authority))
+    if problems := [problem for one in found for problem in one.problems]:
+        raise Broken(f"the audit log is not whole: {problems[:3]}")
+
+
+def every_database_is_sound(trial: Trial) -> None:
+    """SQLite finds nothing wrong with the coordinator's file and every client's."""
+    for path in (trial.folder / "fed" / "coordinator.db", *(trial.folder / name / "client.db" for name in trial.names)):
+        is_sound(path)
+
+
+def is_sound(path: Path) -> None:
+    """``PRAGMA integrity_check`` of one file."""
+    with closing(sqlite3.connect(path, timeout=30)) as db:
+        said = [row[0] for row in db.execute("PRAGMA integrity_check")]
+    if said != ["ok"]:
+        raise Broken(f"{path}: {said[:5]}")
+
+
+def nothing_temporary_is_left(trial: Trial) -> None:
+    """No half-written file, no blob under another name than its hash."""
+    for part in ("fed", "run", *trial.names):
+        no_temporary_files(trial.folder / part)
+    for folder in ("blobs", "updates"):
+        for path in (trial.folder / "fed" / folder).iterdir():
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+                raise Broken(f"{path}: not what its name says")
+
+
+def no_temporary_files(folder: Path) -> None:
+    """Nothing under ``folder`` is called as temporary files are."""
+    left = [path for path in folder.rglob("*") if ".new" in path.name or path.suffix in (".part", ".tmp")]
+    if left:
+        raise Broken(f"temporary files are left: {left}")
+
+
+@contextmanager
+def returns_to_baseline(more_mb: float = 64.0, limit_s: float = 10.0) -> Iterator[None]:
+    """Threads, open files and memory of this process are afterwards what they were before."""
+    gc.collect()
+    threads, files, memory = set(threading.enumerate()), open_files(), rss_mb()
+    yield
+    end = time.monotonic() + limit_s
+    while True:
+        gc.collect()
+        more_threads = set(threading.enumerate()) - threads
+        more_files = open_files() - files
+        if not more_threads and not more_files:
+            break
+        if time.monotonic() > end:
+            raise Broken(f"left behind: threads {more_threads}, files {dict(more_files)}")
+        time.sleep(0.05)
+    if rss_mb() - memory > more_mb:
+        raise Broken(f"memory grew from {memory:.0f} to {rss_mb():.0f} MB")
+
+
+def open_files() -> Counter[str]:
+    """How often each file is open in this process; all sockets are one, and all pipes."""
+    found = Counter[str]()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[os.readlink(f"/proc/self/fd/{number}").partition(":[")[0]] += 1
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def rss_mb() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Archive:
+    """A runtime in which everyone has answered long ago: it reads the reports that a coordinator committed."""
+
+    def __init__(self, trial: Trial, federation: Any) -> None:
+        self.trial, self.federation = trial, federation
+        self._db = sqlite3.connect(trial.folder / "fed" / "coordinator.db")
+        [(run,)] = self._db.execute("SELECT value FROM meta WHERE key = 'run'")
+        self._run = json.loads(run)["id"]
+
+    def close(self) -> None:
+        self._db.close()
+
+    def start(self, plan: Any, clients: Any) -> None:
+        """Whoever was asked then must be whom the computation asks now."""
+        asked = [row[0] for row in self._rows("SELECT client FROM assignments", plan.slot, "ORDER BY position")]
+        if asked != list(clients):
+            raise Broken(f"{plan.slot}: asked {asked}, a recomputation asks {list(clients)}")
+
+    def reports(self, slot: Any) -> Iterator[Report]:
+        """A slot's accepted and refused reports, in the order of its cohort."""
+        query = "SELECT client, sha256, status, reason FROM reports JOIN assignments USING (slot_id, client)"
+        rows = self._rows(query, slot, "AND status != 'late' ORDER BY position")
+        [(state,)] = self._db.execute("SELECT state FROM slots WHERE run = ? AND slot = ?", (self._run, str(slot)))
+        if state == "abandoned":
+            raise Abandoned(f"{slot}")
+        for client, sha256, status, reason in rows:
+            if status == "refused":
+                yield Report(slot, (), {}, {client: reason})
+            else:
+                size = self.federation.size_of(slot)
+                yield unpack_report(self._body(sha256), slot, client, self.federation.codec(slot), size)
+
+    def settle(self, slot: Any, counted: Any) -> None:
+        """Clients were told what the computation finds."""
+        query = "SELECT client FROM settlements WHERE run = ? AND task = ? AND round = ? AND attempt = ? AND counted"
+        told = {row[0] for row in self._db.execute(query, (self._run, slot.task, slot.round, slot.attempt))}
+        if told != set(counted):
+            raise Broken(f"{slot}: told {sorted(told)} that they counted, a recomputation counts {sorted(counted)}")
+
+    def once(self, name: str, make: Any) -> Key:
+        """No part of these federations uses the server's secret."""
+        return Key.of(name)
+
+    def traffic_totals(self) -> tuple[int, int]:
+        return 0, 0
+
+    def refusals(self) -> list[dict[str, Any]]:
+        return []
+
+    def _rows(self, query: str, slot: Any, order: str) -> list[Any]:
+        inside = "WHERE slot_id = (SELECT id FROM slots WHERE run = ? AND slot = ?)"
+        return self._db.execute(f"{query} {inside} {order}", (self._run, str(slot))).fetchall()
+
+    def _body(self, sha256: str) -> bytes:
+        for folder in ("archive", "fed/updates"):
+            path = self.trial.folder / folder / sha256
+            if path.exists():
+                body = path.read_bytes()
+                if hashlib.sha256(body).hexdigest() != sha256:
+                    raise Broken(f"{path}: not what its name says")
+                return body
+        raise Broken(f"a report that was accepted is gone: {sha256}")

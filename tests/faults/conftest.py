@@ -1,0 +1,82 @@
+"""What kill tests share: one undisturbed run to compare with, and folders in which a sync costs nothing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from faults import checkers
+from faults.sites import Site, make_federation
+from faults.trial import COORDINATOR, NAMES, Trial, copied, enrolled, fast_folder, free_port
+
+VICTIM = NAMES[0]
+SHORT = 64  # bytes: less than any vector or report
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run, from nothing to its end, and a trial in which everybody has enrolled and nothing else.
+
+    ``long`` is a run in which every body counts as a long one: it lies in files, and travels in parts.
+    """
+
+    whole: Trial
+    begun: Trial
+    long: Trial
+
+    def phases(self, name: str) -> dict[str, list[str]]:
+        """Where the coordinator, or a client, comes by a fail point."""
+        run = self.long if self.needs_long(name) else self.whole
+        found = {who: run.reached(who).get(name, []) for who in (COORDINATOR, VICTIM)}
+        return {who: phases for who, phases in found.items() if phases}
+
+    def needs_long(self, name: str) -> bool:
+        """Whether a fail point is reached with long bodies alone."""
+        return not any(name in self.whole.reached(who) for who in (COORDINATOR, VICTIM))
+
+    def trial(self, folder: Path, kills=None, *, fresh: bool = False) -> Trial:
+        """A trial with the same outcome, if nothing goes wrong; ``fresh``: enrolment is part of it."""
+        kills = kills or {}
+        small = SHORT if any(self.needs_long(name) for points in kills.values() for name, _ in points) else None
+        if fresh:
+            return Trial(folder, self.whole.port, kills=kills, small=small)
+        return copied(self.begun, folder, kills=kills, small=small)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    folder = fast_folder()
+    whole = Trial(folder / "whole", free_port(), trace=True)
+    try:
+        whole.run()
+        begun = enrolled(folder / "begun")
+        long = copied(begun, folder / "long", trace=True, small=SHORT)
+        long.run()
+        checkers.everything(long, whole)
+        yield Reference(whole, begun, long)
+    finally:
+        whole.end()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def fast():
+    """A folder for one test."""
+    folder = fast_folder()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A coordinator on loopback; when it has ended, this process is as it was and the store is sound."""
+    with checkers.returns_to_baseline():
+        made = Site(tmp_path, make_federation())
+        yield made
+        made.end()
+    checkers.is_sound(tmp_path / "server" / "coordinator.db")
+    checkers.counted_once(tmp_path / "server" / "coordinator.db")
+    checkers.no_temporary_files(tmp_path)

@@ -1,0 +1,153 @@
+"""One process of a trial: it runs a command line of hansa, notes what it does, and dies where it was told to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COORDINATOR = "coordinator"
+Point = tuple[str, str]  # a fail point, and the phase (``start`` or ``train-1``, say) in which it is reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a process is told: the words after ``hansa``, where to note things, and where to die."""
+
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+    kills: tuple[Point, ...] = ()
+    trace: bool = False
+    seeded: bool = True  # secrets of clients follow from their names, so that two runs have the same bits
+    small: int | None = None  # bytes beyond which a body counts as long, and lies and travels as such
+    starve: Point | None = None  # where memory runs out, once
+    memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
+
+
+def run_process(order: Order) -> None:
+    """A process's whole life."""
+    os.chdir(order.folder)
+    log = os.open(f"logs/{order.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    Observer(order).install()
+    from hansa.cli import main
+
+    sys.argv = ["hansa", *order.words]
+    main()
+
+
+class Observer:
+    """Notes what a process does, and kills it where it was told to."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.phase, self._starved = order, "start", False
+        self._file = os.open(f"notes/{order.name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def install(self) -> None:
+        from hansa.network import failpoints
+
+        failpoints.watch(self.at)
+        self.note("started", at=time.time())
+        if self.order.small is not None:
+            _call_long(self.order.small)
+        if self.order.memory_bytes is not None:
+            _limit_memory(self.order.memory_bytes)
+        if self.order.name == COORDINATOR:
+            self._watch_coordinator()
+        else:
+            self._watch_client()
+
+    def note(self, kind: str, **more: Any) -> None:
+        """One line, in one write: it is there whole, or not at all."""
+        os.write(self._file, (json.dumps({"kind": kind, **more}) + "\n").encode())
+
+    def at(self, name: str) -> None:
+        """A fail point."""
+        if self.order.trace:
+            self.note("point", point=name, phase=self.phase, at=time.time())
+        if (name, self.phase) in self.order.kills:
+            self.note("kill", point=name, phase=self.phase)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (name, self.phase) == self.order.starve and not self._starved:
+            self._starved = True
+            self.note("starved", point=name, phase=self.phase)
+            raise MemoryError
+
+    def _watch_coordinator(self) -> None:
+        """Know the slot that is open; keep reports that are no longer needed, for a recomputation."""
+        from hansa.network.blobs import Blobs
+        from hansa.network.runtime import NetworkRuntime
+
+        def start(runtime: Any, plan: Any, clients: Any, *, real: Any = NetworkRuntime.start) -> None:
+            self.phase = f"{plan.slot.task}-{plan.slot.round}"
+            real(runtime, plan, clients)
+
+        def keep_only(blobs: Any, names: Any, *, real: Any = Blobs.keep_only) -> None:
+            for path in blobs.folder.iterdir():
+                if blobs.folder.name == "updates" and not path.name.startswith("."):
+                    with contextlib.suppress(FileExistsError, FileNotFoundError):
+                        os.link(path, Path("archive", path.name))
+            real(blobs, names)
+
+        NetworkRuntime.start, Blobs.keep_only = start, keep_only  # type: ignore[method-assign]
+
+    def _watch_client(self) -> None:
+        """Know the plan that is worked on, note receipts and models, and be quick to call again."""
+        from hansa.network import client
+        from hansa.network.client_store import ClientStore
+        from hansa.network.participant import Participant
+
+        def answer(joined: Any, work: Any, *, real: Any = client._Joined._answer) -> None:
+            slot = client.read_plan(work.plan).slot
+            self.phase = f"{slot.task}-{slot.round}"
+            real(joined, work)
+
+        def put_report(
+            connection: Any, run: str, slot: Any, *more: Any, real: Any = client.Connection.put_report
+        ) -> Any:
+            receipt = real(connection, run, slot, *more)
+            self.note("receipt", run=run, slot=str(slot), sha256=receipt.sha256, status=receipt.status)
+            return receipt
+
+        def keep(participant: Any, released: Any, *more: Any, real: Any = Participant.keep) -> None:
+            self.note("release", run=released.run, round=released.round, params=released.vectors["params"])
+            real(participant, released, *more)
+
+        def secret(store: Any, run: str, slot: Any, *, real: Any = ClientStore.secret) -> bytes:
+            import hashlib
+
+            drawn = hashlib.sha256(f"{self.order.name} {slot.task} {slot.round} {slot.attempt}".encode()).digest()
+            if self.order.seeded:
+                store._fresh.setdefault((run, slot.task, slot.round, slot.attempt), drawn)
+            return bytes(real(store, run, slot))
+
+        client._Joined._answer, client.Connection.put_report = answer, put_report  # type: ignore[method-assign]
+        Participant.keep, ClientStore.secret = keep, secret  # type: ignore[method-assign]
+        client.Connection.__init__.__kwdefaults__["first_delay_s"] = 0.02  # type: ignore[index]
+        client._LONGEST_DELAY_S, client._GOODBYES = 0.2, 50
+
+
+def _call_long(small: int) -> None:
+    """Treat bodies of a few bytes as if they were gigabytes."""
+    from hansa.network import blobs, outbox, routes, transfers
+
+    for module in (blobs, outbox, routes, transfers):
+        module.SMALL = small  # type: ignore[misc]
+
+
+def _limit_memory(more: int) -> None:
+    """No more address space than ``more`` bytes beyond what is in use."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

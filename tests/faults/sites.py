@@ -1,0 +1,38 @@
+"""Coordinators and clients in threads of this process, for cases in which nobody need die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from hansa.network.client_store import ClientStore
+from network.conftest import APP, Rounds, Site, make_federation, rows
+
+
+@contextlib.contextmanager
+def stranger(site: Site, name: str) -> Iterator[Any]:
+    """A connection of somebody who has enrolled and says what it likes."""
+    store = ClientStore(site.folder / name)
+    connection = site.connect(name, store)
+    try:
+        yield connection
+    finally:
+        connection.close()
+        store.close()
+
+
+def ask(connection: Any, method: str, path: str, body: bytes = b"") -> bytes:
+    """One request as that client makes them, once: its answer, or what it raises."""
+    return bytes(connection._line.ask(method, path, content=body))
+
+
+def move(site: Site, name: str, proxy: Any) -> None:
+    """Let a client call through a proxy from now on."""
+    site.enrol(name)
+    path = site.folder / name / "identity" / "identity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "url": proxy.url}))
+
+
+__all__ = ["APP", "Rounds", "Site", "ask", "make_federation", "move", "rows", "stranger"]

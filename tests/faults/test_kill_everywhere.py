@@ -1,0 +1,60 @@
+"""Whoever is killed, wherever: started again by the same line, the run has the bits of one that nobody disturbed."""
+
+from itertools import zip_longest
+
+import pytest
+
+from faults import checkers
+from hansa.network.failpoints import FAILPOINTS
+
+pytestmark = pytest.mark.network
+
+# A point of the coordinator and one of a client die in one run, as most of a run's time goes into starting it; each
+# point dies alone, and in every round, in the slow matrix.
+_CLIENTS = [name for name in FAILPOINTS if name.startswith("client.")]
+PAIRS = [
+    tuple(name for name in pair if name)
+    for pair in zip_longest([name for name in FAILPOINTS if name not in _CLIENTS], _CLIENTS)
+]
+
+
+def one_a_task(phases):
+    """One phase of each task: of training the second round, in which memory counts; the first of all others."""
+    chosen = {}
+    for phase in phases:
+        chosen.setdefault(phase.partition("-")[0], phase)
+    if "train-1" in phases:
+        chosen["train"] = "train-1"
+    return tuple(chosen.values())
+
+
+def undergo(reference, folder, kills):
+    """Run a trial with these kills, and ask everything of it."""
+    fresh = any(phase == "start" for points in kills.values() for _, phase in points)
+    trial = reference.trial(folder / "trial", kills, fresh=fresh)
+    try:
+        trial.run()
+        died = [(who, note["point"], note["phase"]) for who in kills for note in trial.notes(who, "kill")]
+        assert sorted(died) == sorted((who, *point) for who, points in kills.items() for point in points)
+        checkers.everything(trial, reference.whole)
+    finally:
+        trial.end()
+
+
+@pytest.mark.parametrize("names", [pytest.param(names, id="+".join(names)) for names in PAIRS])
+def test_killed_there_once_in_every_task_the_run_has_the_same_bits(reference, fast, names):
+    kills = {}
+    for name in names:
+        found = reference.phases(name)
+        assert found, f"an undisturbed run does not come by {name}"
+        for who, phases in found.items():
+            kills.setdefault(who, []).extend((name, phase) for phase in one_a_task(phases))
+    undergo(reference, fast, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAILPOINTS)
+def test_killed_there_in_any_round_the_run_has_the_same_bits(reference, fast, name):
+    for who, phases in reference.phases(name).items():
+        for phase in phases:
+            undergo(reference, fast / f"{who}-{phase}", {who: [(name, phase)]})

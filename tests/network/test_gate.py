@@ -1,0 +1,208 @@
+"""The routes behind their gate: nothing anybody sends is a fault of the server, nothing unsigned has an effect."""
+
+import contextlib
+import socket
+import ssl
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hansa.network import gate
+from hansa.network.messages import CODES, PROTOCOL
+from support_signing import Routes, SigningDesk, scope_of
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    made = SigningDesk(tmp_path_factory.mktemp("server"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def routes(desk):
+    made = Routes(desk)
+    assert made.ask("POST", b"/v1/hello", made.hello()).status == 200
+    return made
+
+
+WORDS = st.sampled_from(
+    [
+        "' OR 1=1 --",
+        "x'; DROP TABLE clients; --",
+        "%00",
+        "../../etc/passwd",
+        "%2e%2e%2f",
+        "train-0-0-update",
+        "٣",
+        "²",
+        "\u202e",
+        "-1",
+        "1e400",
+        "9" * 400,
+        "nan",
+        "*",
+        "a" * 3000,
+    ]
+)
+TARGETS = st.one_of(
+    st.builds("/v1/{}/{}".format, st.sampled_from(["blobs", "reports", "work", "hello", "x"]), WORDS),
+    st.builds("/v1/reports/{}/{}".format, WORDS, WORDS),
+    st.builds("/v1/reports/{}/{}/{}".format, WORDS, WORDS, WORDS),
+    st.builds("/v1/work?acknowledged={}&released={}&wait=0".format, WORDS, WORDS),
+    st.builds("/{}".format, WORDS),
+)
+SIGNING = ("signature", "signature-input", "content-digest")
+HEADER_NAMES = st.sampled_from(
+    [
+        *(*SIGNING, "content-range", "content-length", "transfer-encoding", "content-encoding", "upgrade", "te"),
+        *("x-http-method-override", "range", "if-none-match", "expect", "host", "cookie", "authorization", "x"),
+    ]
+)
+HEADERS = st.lists(st.tuples(HEADER_NAMES.map(str.encode), st.binary(max_size=60)), max_size=5)
+METHODS = st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "TRACE", "get", "ÄH"])
+
+
+def assert_form(answer):
+    """No fault of the server's; a refusal is a sentence and a code that fits its status."""
+    assert answer.status < 500
+    if answer.status >= 400:
+        assert CODES[answer.json["code"]] == answer.status
+        assert len(answer.json["error"]) > 20
+
+
+@settings(max_examples=100, deadline=None)
+@given(method=METHODS, target=TARGETS, headers=HEADERS, body=st.binary(max_size=50))
+def test_nothing_that_a_stranger_sends_is_a_fault_of_the_server(routes, method, target, headers, body):
+    answer = routes.send(scope_of(method, target.encode(), headers), body)
+    assert_form(answer)
+    assert answer.status in (400, 401)
+
+
+@settings(max_examples=100, deadline=None)
+@given(method=METHODS, target=TARGETS, headers=HEADERS, body=st.binary(max_size=50))
+def test_nothing_that_an_enrolled_client_sends_is_a_fault_of_the_server(routes, method, target, headers, body):
+    more = [pair for pair in headers if pair[0].decode() not in SIGNING]
+    assert_form(routes.ask(method, target.encode(), body, more))
+
+
+@pytest.mark.parametrize("query", ["acknowledged=-99999999999999999999999", "acknowledged=x", "wait=nan", "wait=-inf"])
+def test_a_number_that_cannot_be_is_the_clients_fault(routes, query):
+    assert_form(routes.ask("GET", f"/v1/work?{query}".encode()))
+
+
+def test_another_body_than_the_one_signed_is_refused_and_has_no_effect(tmp_path):
+    desk = SigningDesk(tmp_path)
+    routes = Routes(desk)
+    answer = routes.ask("POST", b"/v1/hello", routes.hello("2"), signed=routes.hello("1"))
+    assert (answer.status, answer.json["code"]) == (401, "signature")
+    assert desk.registry.present(desk.coordinator.run) == []
+    assert [entry.who for entry in desk.log("request refused")] == ["prague"]
+    assert routes.ask("POST", b"/v1/hello", routes.hello("1")).status == 200
+    assert desk.registry.present(desk.coordinator.run) == ["prague"]
+    desk.close()
+
+
+def test_a_method_cannot_be_overridden_by_a_header(routes):
+    for name in (b"x-http-method-override", b"x-http-method", b"x-method-override"):
+        answer = routes.ask("GET", b"/v1/goodbye", more=[(name, b"POST")])
+        assert (answer.status, answer.json["code"]) == (405, "method")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")],
+        [(b"content-length", b"5"), (b"content-length", b"6")],
+        [(b"content-length", "²".encode("latin-1"))],
+        [(b"content-length", b"+5")],
+        [(b"content-length", b"-5")],
+    ],
+)
+def test_two_lengths_or_one_that_is_none_are_refused(routes, more):
+    answer = routes.send(scope_of("POST", b"/v1/hello", more))
+    assert (answer.status, answer.json["code"]) == (400, "malformed")
+
+
+def test_a_client_of_an_older_protocol_is_told_so(routes):
+    answer = routes.send(scope_of("POST", b"/v1/hello", [], {"certificate": b"one that TLS let through"}))
+    assert (answer.status, answer.json["code"]) == (426, "protocol")
+    assert f"protocol {PROTOCOL}" in answer.json["error"]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"GET /v1/work HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
+        b"GET /v1/\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/work HTTP/1.1\r\nHost: x\r\nX : y\r\n\r\n",
+        b"GET /v1/work HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01 nonsense\r\n\r\n",
+    ],
+)
+def test_a_request_that_could_be_read_in_two_ways_is_refused_on_the_wire(site, head):
+    assert all(status.startswith("4") for status in statuses(site, head))
+
+
+@pytest.mark.network
+def test_requests_in_a_row_on_one_line_are_each_looked_at(site):
+    one = b"GET /v1/work HTTP/1.1\r\nHost: x\r\n\r\n"
+    public = b"GET /v1/authority HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert statuses(site, one + one + public) == ["401", "401", "200"]
+
+
+def statuses(site, sent):
+    """The statuses that raw bytes earn, on a line without a certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", site.server.port)) as plain, context.wrap_socket(plain) as line:
+        line.settimeout(0.5)
+        line.sendall(sent)
+        got = b""
+        with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
+            while piece := line.recv(65536):
+                got += piece
+    found = [part[:3].decode() for part in got.split(b"HTTP/1.1 ")[1:]]
+    assert found
+    return found
+
+
+def test_a_client_revoked_while_its_body_arrives_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_LOOK_AGAIN_S", -1.0)
+    desk = SigningDesk(tmp_path)
+    routes = Routes(desk)
+    routes.ask("POST", b"/v1/hello", routes.hello())
+    body = routes.hello("2")
+    scope = desk.scope(routes.signer, "POST", b"/v1/hello", body)
+    answer = routes.send(scope, body[:10], lambda: desk.registry.revoke("prague"), body[10:])
+    assert (answer.status, answer.json["code"]) == (403, "revoked")
+    assert len(desk.log("hello")) == 1
+    desk.close()
+
+
+def test_a_request_that_waits_ends_when_its_client_is_revoked(tmp_path):
+    desk = SigningDesk(tmp_path)
+    routes = Routes(desk)
+    routes.ask("POST", b"/v1/hello", routes.hello())
+    waiting = threading.Event()
+    look = desk.coordinator.work
+
+    def work(*words, **more):
+        waiting.set()
+        return look(*words, **more)
+
+    desk.coordinator.work = work
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(routes.ask("GET", b"/v1/work?wait=20")))
+    thread.start()
+    assert waiting.wait(10)
+    desk.coordinator.revoke("prague")
+    routes.bell.ring()
+    thread.join(10)
+    assert (answers[0].status, answers[0].json["code"]) == (403, "revoked")
+    desk.close()
