@@ -1,17 +1,18 @@
 """A client of the protocol without a participant behind it: one TLS connection, one request at a time, on asyncio.
 
-Every request of the benchmark goes through ``Caller.ask``: what a request needs beside its body (a signature, say) is
-added there.
+Every request of the benchmark goes through ``Caller.ask``, which signs it.
 """
 
 import asyncio
+import hashlib
 import json
 import ssl
 import time
 from asyncio import sslproto
 from urllib.parse import urlencode
 
-from hansa.network.identity import client_context
+from hansa.network.identity import client_context, fingerprint
+from hansa.network.signing import Signer
 
 sslproto.SSLProtocol.max_size = 16 * 1024  # asyncio's 256 KiB a connection would be most of this process
 
@@ -24,11 +25,15 @@ class Refused(Exception):
         self.status, self.headers, self.body = status, headers, body
 
     @property
-    def code(self):
+    def json(self):
         try:
-            return json.loads(self.body)["code"]
-        except (ValueError, KeyError, TypeError):
-            return ""
+            return json.loads(self.body)
+        except ValueError:
+            return {}
+
+    @property
+    def code(self):
+        return self.json.get("code", "")
 
     @property
     def after_s(self):
@@ -69,11 +74,14 @@ class _Answers(asyncio.Protocol):
 
 
 class Caller:
-    """One client. ``name`` is None for a stranger, which shows no certificate."""
+    """One client, with a file of its key and certificate; without one a stranger."""
 
-    def __init__(self, port, authority, name=None, pem=None):
-        self.port, self.name = port, name
+    def __init__(self, port, authority, name="", pem=None):
+        self.port, self.name, self.signer = port, name, None
         self.context = client_context(authority, pem, pem) if pem else client_context(authority)
+        if pem:
+            key, begin, certificate = pem.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+            self.signer = Signer(key, fingerprint(begin + certificate))
         self.answers = None
         self.times = []  # of requests answered at once: (when, seconds)
 
@@ -87,14 +95,30 @@ class Caller:
             )
 
     async def ask(self, method, path, body=b"", query=None, timeout_s=90.0):
-        """One request, once: the body of its answer. Raises ``Refused``, ``OSError`` or ``TimeoutError``."""
+        """The body of a request's answer; sent again once when the server tells the time.
+
+        Raises ``Refused``, ``OSError`` or ``TimeoutError``.
+        """
+        try:
+            return await self._ask(method, path, body, query, timeout_s)
+        except Refused as refused:
+            if self.signer is None or refused.status != 401 or not self.signer.learn(refused.json):
+                raise
+            return await self._ask(method, path, body, query, timeout_s)
+
+    async def _ask(self, method, path, body, query, timeout_s):
         target = f"{path}?{urlencode(query)}" if query else path
+        signed = {}
+        if self.signer is not None:
+            digest = hashlib.sha256(body).digest() if body else None
+            signed = self.signer.headers(method, target.encode(), digest=digest)
         began = time.perf_counter()
         async with asyncio.timeout(timeout_s):
             await self.connect()
             head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             if method in ("POST", "PUT"):
                 head += f"Content-Length: {len(body)}\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in signed.items())
             self.answers.waiter = asyncio.get_running_loop().create_future()
             self.answers.transport.write(head.encode() + b"\r\n" + body)
             status, headers, found = await self.answers.waiter

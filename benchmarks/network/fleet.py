@@ -113,8 +113,9 @@ class Client:
             body = await self.caller.ask("GET", f"/v1/blobs/{sha256}")
             assert hashlib.sha256(body).hexdigest() == sha256
             self.fleet.bytes_down += len(body)
-        body = self.fleet.report(plan.slot)
-        receipt = m.read_receipt(await self.caller.ask("PUT", f"/v1/reports/{work.run}/{plan.slot}", body))
+        body, sha256 = self.fleet.report(plan.slot)
+        path = f"/v1/reports/{work.run}/{plan.slot}/{sha256}"
+        receipt = m.read_receipt(await self.caller.ask("PUT", path, body))
         self.fleet.bytes_up += len(body)
         self.fleet.receipts.append((plan.slot.round, receipt.status, time.monotonic()))
 
@@ -127,14 +128,15 @@ class Fleet:
         self.num_params, self.clients, self.tasks = num_params, [], []
         self.refused, self.lost, self.told_later = Counter(), Counter(), 0
         self.receipts, self.bytes_up, self.bytes_down = [], 0, 0
-        self._body = b""
+        self._body = b"", ""
 
     def report(self, slot):
-        """The body of a report; the same for all clients."""
-        if not self._body:
+        """The body of a report, the same for all clients, and its SHA-256."""
+        if not self._body[0]:
             values = np.full((1, self.num_params), 0.001, np.float32)
             updates = Updates(("x",), values, np.array([1.0]), {"train_loss": np.array([0.5])})
-            self._body = pack_report(Report(slot, ("x",), updates), Raw())
+            body = bytes(pack_report(Report(slot, ("x",), updates), Raw()))
+            self._body = body, hashlib.sha256(body).hexdigest()
         return self._body
 
     def begin(self, names, per_s):

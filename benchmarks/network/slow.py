@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 
-from calls import LOST
+from calls import LOST, Refused
 
 
 async def headers(caller):
@@ -24,7 +24,7 @@ async def body(caller):
     """A body at one byte a second."""
     await caller.connect()
     transport = caller.answers.transport
-    transport.write(b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
+    transport.write(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
     while not caller.answers.lost:
         transport.write(b"x")
         await asyncio.sleep(1)
@@ -37,9 +37,13 @@ async def reader(caller, path):
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await loop.sock_connect(found, ("127.0.0.1", caller.port))
     await caller.connect(found)
+    with contextlib.suppress(Refused):
+        await caller.ask("GET", "/v1/blobs/x")  # to learn the time for signatures
     transport = caller.answers.transport
     transport.pause_reading()
-    transport.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)
+    for _ in range(20):
+        signed = "".join(f"{k}: {v}\r\n" for k, v in caller.signer.headers("GET", path.encode()).items())
+        transport.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{signed}\r\n".encode())
     await asyncio.sleep(12)
 
 

@@ -170,7 +170,7 @@ def test_the_deadline_of_headers_begins_anew_with_each_request(site, serve, berl
 def test_a_body_at_a_few_bytes_a_second_is_cut(site, serve, berlin):
     server = serve()
     with closing(connect(site, server, berlin)) as line:
-        line.sendall(b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
+        line.sendall(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
         assert drip(line) < 5
     assert server.cuts == {"slow body": 1}
 
@@ -179,7 +179,7 @@ def test_a_body_at_a_few_bytes_a_second_is_cut(site, serve, berlin):
 def test_a_body_that_is_slow_and_not_too_slow_arrives(site, serve, berlin):
     server = serve()
     with closing(connect(site, server, berlin)) as line:
-        line.sendall(b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
+        line.sendall(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
         for _ in range(50):
             line.sendall(b"x" * 100)
             time.sleep(0.02)
@@ -201,7 +201,7 @@ def test_a_download_that_nobody_reads_is_cut(site, serve, berlin):
 def test_a_body_that_goes_on_after_its_refusal_is_cut(site, serve, berlin):
     server = serve(Limits())
     with closing(connect(site, server, berlin)) as line:
-        line.sendall(b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        line.sendall(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
         assert b"413" in line.recv(65536)
         assert drip(line, b"x" * 65536, every_s=0.0) < 5
     assert server.cuts == {"unread body": 1}
