@@ -61,6 +61,7 @@ class Coordinator:
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
         self.listeners: list[Callable[[], None]] = []
         self.num_params = federation.update_size()
+        self.heard_s: dict[str, float] = {}  # when each client asked for work last, by the clock of the rounds
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
 
@@ -98,6 +99,7 @@ class Coordinator:
         here = self.registry.here(self.run, name)
         if here is None:
             raise Refusal("hello-first", "work: expected a hello for this run first, found none; say hello")
+        self.heard_s[name] = self.rounds.times.monotonic()
         given = self.rounds.next_plan(name)
         settled = self.rounds.settled_since(name, acknowledged)  # read after the plan: it holds all that came before it
         newest = self.released
@@ -238,6 +240,8 @@ class Coordinator:
                 refused, form = _fault(report.payload, parts.must_be_finite), _form(report.payload)
             elif not refused and learn and getattr(parts.aggregator, "reveals_rows", True):
                 refused = "report holds no update"
+            elif not refused and hasattr(parts.aggregator, "check_mail"):
+                refused = parts.aggregator.check_mail(slot.exchange, report.payload[name])
         except ProtocolError as error:
             refused = str(error)
         except Exception as error:  # a codec may fail in any way on bytes that it did not make
