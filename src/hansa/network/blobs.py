@@ -64,6 +64,12 @@ class Blobs:
         path = self.folder / name
         return path if SHA256.fullmatch(name) and path.is_file() else None
 
+    def drop(self, names: Collection[str]) -> None:
+        """Remove some blobs."""
+        for name in names:
+            if (path := self.path(name)) is not None:
+                path.unlink(missing_ok=True)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every other blob, and temporary files that a crash left behind."""
         for path in self.folder.iterdir():

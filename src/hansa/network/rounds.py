@@ -1,33 +1,36 @@
 """The round as a durable state machine: planned, collecting, frozen, aggregated; each step is one transaction.
 
 A slot's row names its plan by hash, so that a coordinator that starts again can only go on with the same plan. The
-set of reports is frozen once and read for ever.
+set of reports is frozen once and read for ever. Slots of buffered rounds stay open over several rounds: see buffers.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
+from hansa.network.forgetting import forget
 from hansa.network.messages import Receipt, Refusal, Settlement
+from hansa.network.slot_times import SlotTimes
 from hansa.network.store import (
     Store,
     assignments,
     clients,
-    counters,
     reports,
     secrets,
     settlements,
     slots,
     vectors,
 )
+
+REVOKED = sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +44,63 @@ class Arrival:
     form: str = ""
 
 
+class Terms(NamedTuple):
+    """When a slot closes: with ``goal`` accepted reports, or ``deadline_s`` after it was opened; None: not for that.
+
+    One that is ``buffered`` does not close so: its reports are counted as they arrive (buffers.py).
+    """
+
+    goal: int | None = None
+    deadline_s: float | None = None
+    buffered: bool = False
+
+
+WITH_EVERYONE = Terms()
+
+
+class Progress(NamedTuple):
+    """Where a slot stands: its state, who is waited for, reports accepted (those of the commonest form), its terms."""
+
+    state: str
+    waiting: list[str]
+    accepted: int
+    terms: Terms
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody need be waited for: it is closed, everybody has answered, or its goal is reached."""
+        goal = self.terms.goal
+        return self.state != "collecting" or not self.waiting or (goal is not None and self.accepted >= goal)
+
+
 @dataclass(frozen=True)
 class Rounds:
     """The slots of one run in a store."""
 
     store: Store
     run: str
+    times: SlotTimes = field(default_factory=SlotTimes)
 
-    def plan(self, slot: Slot, learn: bool, plan_hash: str) -> str:
+    def plan(self, slot: Slot, learn: bool, plan_hash: str, terms: Terms = WITH_EVERYONE) -> str:
         """Note a plan before anything of it is shown; the slot's state (``planned``, or further after a restart).
 
-        Raises ``RunError`` when another plan was made for this slot before.
+        The slot's stopwatch starts, or goes on; its terms are those of the first time. Raises ``RunError`` when another
+        plan was made for it before.
         """
         with self.store.write() as db:
             row = self._row(db, slot)
             if row is None:
                 values = {"run": self.run, "slot": str(slot), "task": slot.task, "round": slot.round}
                 more = {"attempt": slot.attempt, "learn": learn, "state": "planned", "plan_hash": plan_hash}
-                db.execute(slots.insert().values(**values, **more, started_at=self.store.clock()))
-                return "planned"
-        if row.plan_hash != plan_hash:
+                more |= {**terms._asdict(), "started_at": self.store.clock()}
+                db.execute(slots.insert().values(**values, **more))
+        self.times.begin(str(slot), row.elapsed_s if row else 0.0)
+        if row is not None and row.plan_hash != plan_hash:
             raise RunError(
                 f"{slot}: expected the plan that was made before the restart, found another; "
                 "start again with the same app, settings, seed and version of hansa, or use another --state"
             )
-        return str(row.state)
+        return str(row.state) if row else "planned"
 
     def collect(self, slot: Slot, bodies: Mapping[str, bytes], named: Mapping[str, str]) -> None:
         """Show each client its part of the plan, in the order of ``bodies``; ``named`` are the vectors' SHA-256."""
@@ -90,6 +125,7 @@ class Rounds:
                     slots.c.run == self.run,
                     slots.c.state == "collecting",
                     assignments.c.client == client,
+                    assignments.c.given_up.is_(False),
                     reports.c.client.is_(None),
                 )
                 .order_by(slots.c.id)
@@ -130,14 +166,16 @@ class Rounds:
     def record(self, slot: Slot, arrival: Arrival) -> Receipt:
         """Count a report once: the same bytes again get the same receipt, other bytes a ``Refusal``.
 
-        A report to a slot that no longer collects is recorded as late.
+        A report to a slot that no longer collects, or whose goal is reached, is recorded as late: hence a slot never
+        holds more accepted reports of a form than its goal, and those are the first.
         """
         with self.store.write() as db:
             row = self._known(db, slot)
             mine = sa.and_(reports.c.slot_id == row.id, reports.c.client == arrival.client)
             found = db.execute(sa.select(reports).where(mine)).one_or_none()
             if found is None:
-                status = "late" if row.state != "collecting" else "refused" if arrival.refused else "accepted"
+                elapsed_s = self.times.elapsed_s(str(slot))
+                asked_s, status = self._status(db, row, arrival)
                 db.execute(
                     reports.insert().values(
                         slot_id=row.id,
@@ -148,6 +186,8 @@ class Rounds:
                         reason=arrival.refused[:500],
                         form=arrival.form,
                         received_at=self.store.clock(),
+                        arrival=sa.select(sa.func.coalesce(sa.func.max(reports.c.arrival), 0) + 1).scalar_subquery(),
+                        took_s=None if elapsed_s is None else elapsed_s - asked_s,
                     )
                 )
                 found = db.execute(sa.select(reports).where(mine)).one()
@@ -159,32 +199,46 @@ class Rounds:
             )
         return _receipt(slot, found)
 
-    def progress(self, slot: Slot) -> tuple[str, list[str], int]:
-        """A slot's state, the clients that are still waited for, and the number of reports accepted."""
+    def progress(self, slot: Slot) -> Progress:
+        """Where a slot stands; clients that were revoked are not waited for."""
         with self.store.read() as db:
             row = self._known(db, slot)
-            gone = sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))
             said = sa.select(reports.c.client).where(reports.c.slot_id == row.id)
             waiting = db.execute(
                 sa.select(assignments.c.client)
                 .where(
                     assignments.c.slot_id == row.id,
                     assignments.c.client.not_in(said),
-                    assignments.c.client.not_in(gone),
+                    assignments.c.client.not_in(REVOKED),
                 )
                 .order_by(assignments.c.position)
             )
-            accepted = sa.select(sa.func.count()).where(reports.c.slot_id == row.id, reports.c.status == "accepted")
-            return str(row.state), [one.client for one in waiting], int(db.scalar(accepted) or 0)
+            alike = (
+                sa.select(sa.func.count().label("accepted"))
+                .where(reports.c.slot_id == row.id, reports.c.status == "accepted")
+                .group_by(reports.c.form)
+            )
+            accepted = max((r.accepted for r in db.execute(alike)), default=0)
+            terms = Terms(row.goal, row.deadline_s, row.buffered)
+            return Progress(row.state, [one.client for one in waiting], accepted, terms)
+
+    def note_elapsed(self, slot: Slot, every_s: float) -> None:
+        """Note how long a slot has been open, if that was last noted ``every_s`` ago or more."""
+        elapsed_s = self.times.due(str(slot), every_s)
+        if elapsed_s is not None:
+            mine = sa.and_(slots.c.run == self.run, slots.c.slot == str(slot))
+            with self.store.write() as db:
+                db.execute(slots.update().where(mine).values(elapsed_s=elapsed_s))
 
     def freeze(self, slot: Slot, min_clients: int) -> None:
         """Close a slot: rows of another form than most are refused; with too few left the attempt is abandoned.
 
-        Raises ``Abandoned`` then, and every time the slot is closed again.
+        Raises ``Abandoned`` then, and every time the slot is closed again. It may heal where somebody was silent.
         """
         with self.store.write() as db:
             row = self._known(db, slot)
-            if row.state == "collecting":
+            state = row.state
+            if state == "collecting":
                 accepted = [r for r in _reports(db, row.id) if r.status == "accepted"]
                 forms = Counter(r.form for r in accepted)
                 usual = forms.most_common(1)[0][0] if forms else ""
@@ -193,12 +247,15 @@ class Rounds:
                     mine = sa.and_(reports.c.slot_id == row.id, reports.c.client == odd.client)
                     db.execute(reports.update().where(mine).values(status="refused", reason=reason[:500]))
                 state = "frozen" if forms and forms[usual] >= min_clients else "abandoned"
-                db.execute(slots.update().where(slots.c.id == row.id).values(state=state))
-                row = self._known(db, slot)
-        if row.state == "abandoned":
+                elapsed_s = self.times.elapsed_s(str(slot)) or row.elapsed_s
+                db.execute(slots.update().where(slots.c.id == row.id).values(state=state, elapsed_s=elapsed_s))
+            num_asked = db.scalar(sa.select(sa.func.count()).where(assignments.c.slot_id == row.id))
+            num_silent = num_asked - sum(r.status != "late" for r in _reports(db, row.id))
+        if state == "abandoned":
             raise Abandoned(
                 f"{slot.task} round {slot.round}: expected reports of at least {min_clients} clients, found fewer; "
-                "nothing was released"
+                "nothing was released",
+                may_heal=num_silent > 0 or row.state == "abandoned",
             )
 
     def frozen(self, slot: Slot) -> list[Any]:
@@ -244,54 +301,20 @@ class Rounds:
             return kept
 
     def forget(self, before: int) -> tuple[set[str], set[str]]:
-        """Drop secrets and plans of training rounds up to ``before``, whose result is durable elsewhere.
+        """Drop what only a replay of rounds up to ``before`` would need; see forgetting.py."""
+        return forget(self.store, self.run, before)
 
-        Returns the SHA-256 of the reports and of the vectors that are still needed.
-        """
-        done = sa.or_(
-            sa.and_(slots.c.task != "prepare", slots.c.round <= before),
-            sa.and_(slots.c.task == "prepare", slots.c.state == "aggregated"),
-        )
-        old = sa.select(slots.c.id).where(slots.c.run == self.run, done)
-        other = sa.select(slots.c.id).where(slots.c.run != self.run)
-        with self.store.write() as db:
-            shown_before = sa.or_(assignments.c.slot_id.in_(old), assignments.c.slot_id.in_(other))
-            db.execute(assignments.update().where(shown_before, assignments.c.body.is_not(None)).values(body=None))
-            for row in db.execute(sa.select(secrets.c.name).where(secrets.c.run == self.run)).all():
-                if _is_past(row.name, before):
-                    db.execute(secrets.delete().where(secrets.c.run == self.run, secrets.c.name == row.name))
-            db.execute(secrets.delete().where(secrets.c.run != self.run))
-            live = sa.select(slots.c.id).where(slots.c.run == self.run, sa.not_(done))
-            kept = db.execute(sa.select(reports.c.sha256).where(reports.c.slot_id.in_(live)))
-            shown = db.execute(sa.select(vectors.c.sha256).where(vectors.c.slot_id.in_(live)))
-            return {row.sha256 for row in kept}, {row.sha256 for row in shown}
-
-    def refusals(self) -> list[dict[str, Any]]:
-        """Every refusal of this run while training or preparing: round, client, reason."""
-        chosen = (
-            sa.select(slots.c.round, reports.c.client, reports.c.reason)
-            .join(reports, reports.c.slot_id == slots.c.id)
-            .where(slots.c.run == self.run, reports.c.status == "refused", slots.c.task != "evaluate")
-            .order_by(slots.c.id, reports.c.client)
-        )
-        with self.store.read() as db:
-            return [{"round": r.round, "client": r.client, "reason": r.reason} for r in db.execute(chosen)]
-
-    def add_traffic(self, counts: Mapping[tuple[str, str, str, int], tuple[int, int]]) -> None:
-        """Add counts of bodies and their bytes, by kind, direction, task and round."""
-        with self.store.write() as db:
-            for (kind, direction, task, number), (count, size) in counts.items():
-                row = upsert(counters).values(
-                    run=self.run, kind=kind, direction=direction, task=task, round=number, count=count, bytes=size
-                )
-                more = {"count": counters.c.count + count, "bytes": counters.c.bytes + size}
-                key = ["run", "kind", "direction", "task", "round"]
-                db.execute(row.on_conflict_do_update(index_elements=key, set_=more))
-
-    def traffic(self) -> list[Any]:
-        """Every counter of this run."""
-        with self.store.read() as db:
-            return list(db.execute(sa.select(counters).where(counters.c.run == self.run)))
+    def _status(self, db: sa.Connection, row: Any, arrival: Arrival) -> tuple[float, str]:
+        """When a client was asked, and what its report is to this slot: accepted, refused or late."""
+        mine = sa.and_(assignments.c.slot_id == row.id, assignments.c.client == arrival.client)
+        asked = db.execute(sa.select(assignments.c.asked_s, assignments.c.given_up).where(mine)).one()
+        if row.state != "collecting" or asked.given_up:
+            return asked.asked_s, "late"
+        if arrival.refused:
+            return asked.asked_s, "refused"
+        alike = sa.and_(reports.c.slot_id == row.id, reports.c.status == "accepted", reports.c.form == arrival.form)
+        is_full = row.goal is not None and db.scalar(sa.select(sa.func.count()).where(alike)) >= row.goal
+        return asked.asked_s, "late" if is_full else "accepted"
 
     def _row(self, db: sa.Connection, slot: Slot) -> Any:
         chosen = sa.select(slots).where(slots.c.run == self.run, slots.c.slot == str(slot))
@@ -301,14 +324,6 @@ class Rounds:
         row = self._row(db, slot)
         assert row is not None, f"{slot} was never planned"
         return row
-
-
-def _is_past(name: str, before: int) -> bool:
-    """Whether a secret (``secret TASK ROUND ATTEMPT``) is of a preparation or of a round up to ``before``."""
-    parts = name.split(" ")
-    if len(parts) != 4 or parts[0] != "secret":
-        return False
-    return parts[1] == "prepare" or int(parts[2]) <= before
 
 
 def _reports(db: sa.Connection, slot_id: int) -> list[Any]:
