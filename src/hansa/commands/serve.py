@@ -8,11 +8,13 @@ import math
 import re
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hansa.aggregators.careful import careful
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
@@ -61,7 +63,8 @@ def run_serve(
         closing.callback(store.close)
         store.lock()
         _refuse_done(store, str(app.fingerprint), named, stay)
-        coordinator = Coordinator(store, federation, str(app.fingerprint), settings=named)
+        served = replace(federation, aggregator=careful(federation.aggregator))
+        coordinator = Coordinator(store, served, str(app.fingerprint), settings=named)
         closing.callback(coordinator.close)
         server = serve_in_thread(coordinator, listen, url=url)
         closing.callback(server.close)
@@ -70,7 +73,7 @@ def run_serve(
         screen.print(f"app fingerprint {str(app.fingerprint)[:16]}, state {state}")
         runtime = NetworkRuntime(
             coordinator,
-            deadline_s=app.schedule.deadline_s,
+            deadline_s="auto" if app.schedule.buffer is not None else app.schedule.deadline_s,
             min_clients=app.schedule.min_clients or 1,
             on_wait=_Waiting(screen).tell,
         )
@@ -179,6 +182,7 @@ def _train(
             screen.print(f"going on after {resume.next_round} of {schedule.num_rounds} rounds")
             _release_again(resume, runtime)
         point = loop.run(resume)
+        runtime.let_go()
     sizes = {client: (round(runtime.weights.get(client, 0)), 0) for client in runtime.clients()}
     return outcome(
         loop,

@@ -102,6 +102,12 @@ class Blobs:
                 self._sweeping = False
                 self._quiet.notify_all()
 
+    def drop(self, names: Collection[str]) -> None:
+        """Remove some blobs."""
+        for name in names:
+            if (path := self.path(name)) is not None:
+                path.unlink(missing_ok=True)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every other blob, and temporary files that a crash left behind."""
         for path in self.folder.iterdir():
