@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from hansa.core.key import Key
 from hansa.federation import Federation, Pair
+from hansa.network import audit, journal
 from hansa.network.client_store import ClientStore
 from hansa.network.coordinator import Coordinator
 from hansa.network.messages import Receipt, slot_of
@@ -95,10 +96,14 @@ class Town:
         self.open()
 
     def close(self) -> None:
+        """The end; whatever happened, the audit log tells of each report once."""
+        authority = self.coordinator.authority.certificate
+        found = audit.check(journal.lines(self.coordinator.store), authority, live=True)
         self.coordinator.close()
         for person in self.people.values():
             person.store.close()
         self._patch.undo()
+        assert found.problems == ()
 
     def add(self, name: str, pair: Pair) -> None:
         """A client enrols and says hello."""

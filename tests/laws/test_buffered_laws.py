@@ -154,6 +154,7 @@ def test_whatever_happens_what_counted_counted_once_and_gives_those_bits(make_to
     plan = schedule(int(draw.integers(1, 5)), 20, int(draw.integers(4, 9)), max_staleness=int(draw.integers(1, 9)))
 
     def at_event(number):
+        assert closed_too_early(town) == []
         back = {client for client in town.gone if draw.random() < 0.3 or len(town.gone) > 3}
         town.gone = (town.gone - back) | {client for client in POPULATION.ids if draw.random() < 0.04}
         town.poll(*(client for client in back if not town.is_busy(client)))
@@ -172,6 +173,16 @@ def test_whatever_happens_what_counted_counted_once_and_gives_those_bits(make_to
     assert point.state.algorithm["params"].tobytes() == in_process(FEDERATIONS[name], order, plan.buffer)[0].tobytes()
     vectors = list(town.coordinator.models.folder.iterdir())  # two a plan, and the released model
     assert len(vectors) <= 2 * len(town.runtime.plans) + 1
+
+
+def closed_too_early(town):
+    """Whose report to a closed slot is waited for, or waits to be counted."""
+    with town.coordinator.store.read() as db:
+        return db.exec_driver_sql(
+            "SELECT slot, client FROM assignments JOIN slots ON slots.id = slot_id LEFT JOIN reports "
+            "USING (slot_id, client) WHERE buffered AND state IN ('aggregated', 'abandoned') AND NOT given_up "
+            "AND (status IS NULL OR (status = 'accepted' AND counted_in IS NULL))"
+        ).fetchall()
 
 
 def trained(town, plan):

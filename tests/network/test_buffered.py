@@ -1,12 +1,17 @@
 """FedBuff over the network: who is asked when, what is dropped when, and what a restart finds."""
 
+import re
+
 import numpy as np
 import pytest
 
 from hansa.core.errors import InputError, RunError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
+from hansa.network import failpoints, runtime
 from hansa.network.buffers import Buffers
+from hansa.network.failpoints import FAILPOINTS
+from hansa.network.uploads import Sent
 from hansa.training.buffered import Buffered
 from hansa.training.loop import Loop
 from hansa.training.schedule import Schedule
@@ -197,6 +202,28 @@ def test_a_report_of_a_client_that_was_given_up_is_late_though_others_are_waited
     assert town.statuses(first) == {"a": "accepted", "b": "late", "c": "accepted"}
 
 
+def test_only_a_report_that_can_count_no_more_is_recorded_without_its_bytes(make_town):
+    """b is given up, c is not; when both have been dealt with, nothing of their slot is wanted any more."""
+    town = make_town(NAMES[:4])
+    town.at_event = kill_at(0)
+    with pytest.raises(Killed):
+        town.train(schedule())
+    first, later = Slot(0, 0, "update"), Slot(1, 0, "update")
+    expect = town.coordinator.expect
+    sent = {name: Sent(name, first, digest * 64) for name, digest in zip("abcd", "abcd", strict=True)}
+    assert [expect(town.coordinator.run, one, 10) for one in sent.values()] == [None] * 4
+    town.runtime.buffers.tidy(later, 0, lambda work: work.client == "b")
+    assert expect(town.coordinator.run, sent["b"], 10).status == "late"
+    assert expect(town.coordinator.run, sent["c"], 10) is None
+    town.begin("a")
+    town.finish("a")
+    town.runtime.buffers.tidy(later, 0, lambda work: False)
+    assert expect(town.coordinator.run, sent["c"], 10) is None  # a waits to be counted, c and d work
+    town.runtime.let_go()
+    assert [expect(town.coordinator.run, sent[name], 10).status for name in "cd"] == ["late", "late"]
+    assert states(town) == {0: "abandoned"}
+
+
 def test_a_slow_client_is_lost_once_and_then_waited_for_as_long_as_it_usually_takes(make_town):
     """The others take ten seconds, so that after a minute f is given up; it takes 75."""
     town = make_town(delays=dict.fromkeys(NAMES, 10.0) | {"f": 75.0})
@@ -350,6 +377,47 @@ def test_killed_around_any_transaction_the_run_goes_on_to_the_same_bits(tmp_path
         killed.train(schedule(num_rounds=8))
     killed.restart()
     point = killed.train(schedule(num_rounds=8))
+    assert killed.buffers() == whole.buffers()
+    assert point.state.algorithm["params"].tobytes() == expected.state.algorithm["params"].tobytes()
+    whole.close()
+    killed.close()
+
+
+POINTS = [
+    name
+    for name in FAILPOINTS
+    if re.fullmatch(
+        r"coordinator\.(buffer\.\w+|elapsed\.\w+|plan\.made|round\.aggregated|secret\.stored|slot\.settled"
+        r"|checkpoint\.\w+|release\.\w+)",
+        name,
+    )
+]
+
+
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("time", [1, 4])
+def test_killed_at_any_fail_point_the_run_goes_on_to_the_same_bits(tmp_path, tools, monkeypatch, name, time):
+    monkeypatch.setattr(runtime, "_NOTED_SHARE", 0.0)
+    monkeypatch.setattr(runtime, "_NOTE_AGAIN_S", 0.0)
+    data, left = {name: tools.data(i) for i, name in enumerate(NAMES)}, [time]
+    delays = {name: 1 + 0.3 * i for i, name in enumerate(NAMES)}
+    whole, killed = (Town(tmp_path / n, tools.federation(), data, delays=delays) for n in ("whole", "killed"))
+    expected = whole.train(schedule(num_rounds=8))
+
+    def die(point):
+        left[0] -= point == name
+        if left[0] == 0:
+            left[0] = -1
+            raise Killed
+
+    failpoints.watch(die)
+    try:
+        with pytest.raises(Killed):
+            killed.train(schedule(num_rounds=8))
+        killed.restart()
+        point = killed.train(schedule(num_rounds=8))
+    finally:
+        failpoints.watch(None)
     assert killed.buffers() == whole.buffers()
     assert point.state.algorithm["params"].tobytes() == expected.state.algorithm["params"].tobytes()
     whole.close()

@@ -285,6 +285,28 @@ def test_an_abandoned_round_goes_on_to_another_attempt_after_a_restart(make_town
     assert town.statuses(Slot(0, 1, "update")) == {"b": "accepted", "c": "accepted"}
 
 
+def test_an_attempt_that_gets_the_bytes_of_the_one_before_keeps_them_through_a_restart(make_town, tools):
+    """One row is the same update whatever the order of rows: what was sent to attempt 0 comes again in attempt 1."""
+    town = make_town(NAMES[:3])
+    town.data |= {name: tools.data(i, 1) for i, name in enumerate("bc")}
+    town.make_runtime(min_clients=3)
+    schedule = Schedule(num_rounds=1, min_clients=3, deadline_s=60.0)
+    town.gone, again = {"a"}, Slot(0, 1, "update")
+
+    def at_event(number):
+        if len(town.statuses(again)) == 2:
+            raise Killed
+
+    town.at_event = at_event
+    with pytest.raises(Killed):
+        town.train(schedule)
+    rounds = town.coordinator.rounds
+    assert all(rounds.receipt(ONE, name).sha256 == rounds.receipt(again, name).sha256 for name in "bc")
+    town.at_event, town.gone = (lambda number: None), set()
+    town.restart()
+    assert town.train(schedule).history[0].num_clients == 3
+
+
 def test_answers_that_are_too_few_end_the_run_after_three_attempts(make_town, tools):
     town = make_town(NAMES[:2])
     town.make_runtime(min_clients=3)
