@@ -13,7 +13,9 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Report, Slot, Updates
 from hansa.core.round import Context, begin, server_round
+from hansa.network import audit
 from hansa.network.coordinator import Coordinator
+from hansa.network.journal import lines
 from hansa.network.store import Store, put
 from hansa.wire import pack_report, unpack
 
@@ -99,6 +101,17 @@ def test_an_older_folder_gets_the_tables_of_a_new_one(tmp_path):
     new.close()
 
 
+def test_tables_of_a_process_that_died_before_it_numbered_them_are_brought_up_to_date(tmp_path):
+    unpack_fixture("schema_1", tmp_path / "old")
+    with sqlite3.connect(tmp_path / "old" / "coordinator.db") as db:
+        db.execute("DELETE FROM meta WHERE key = 'schema'")
+    db.close()
+    old, new = Store(tmp_path / "old"), Store(tmp_path / "new")
+    assert tables(old) == tables(new)
+    old.close()
+    new.close()
+
+
 def test_a_migration_that_fails_in_the_middle_leaves_the_old_tables(tmp_path, monkeypatch):
     unpack_fixture("schema_1", tmp_path)
     steps = {"1": ("2", ["ALTER TABLE slots ADD COLUMN goal INTEGER", "ALTER TABLE nonsense ADD COLUMN x INTEGER"])}
@@ -127,7 +140,24 @@ def test_a_run_that_an_older_version_began_goes_on_in_the_middle_of_its_round(tm
     state, mean = server_round(parts, state, runtime, ("berlin", "paris"), context, Slot(1, 0, ""))
     assert mean.clients == ("berlin", "paris")
     np.testing.assert_allclose(state.algorithm["params"], [0.4, 0.55, 0.7, 0.85], atol=1e-6)
+    coordinator.finish()
+    found = audit.check(lines(coordinator.store), coordinator.authority.certificate, live=True)
+    assert (found.problems, found.num_reports) == ((), 2)
     coordinator.close()
+
+
+def test_reports_that_an_older_version_froze_are_told_of_once(tmp_path, tools):
+    unpack_fixture("schema_1", tmp_path)
+    with sqlite3.connect(tmp_path / "coordinator.db") as db:
+        db.execute("UPDATE slots SET state = 'frozen' WHERE round = 1")
+    db.close()
+    for _ in range(2):
+        coordinator = Coordinator(Store(tmp_path), tools.federation(), tools.app)
+        tools.runtime(coordinator).settle(Slot(1, 0, "update"), ("berlin",))
+        coordinator.finish()
+        found = audit.check(lines(coordinator.store), coordinator.authority.certificate, live=True)
+        assert (found.problems, found.num_reports) == ((), 1)
+        coordinator.close()
 
 
 def test_looking_into_a_folder_that_is_none_of_ours_leaves_it_alone(tmp_path):

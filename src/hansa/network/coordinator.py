@@ -21,7 +21,7 @@ from hansa.federation import Federation
 from hansa.network.blobs import Blobs, let_go, map_file
 from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import unsettled
-from hansa.network.journal import append, save_log, sign_head
+from hansa.network.journal import append, save_log, sign_head, tell_of_older
 from hansa.network.looks import fault_of, form_of, plain
 from hansa.network.messages import (
     NO_FROZEN,
@@ -74,6 +74,7 @@ class Coordinator:
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
         with store.write() as db:
+            tell_of_older(db, store.clock())
             append(db, store.clock(), "started", "", {"run": self.run, "version": __version__})
         if self.released is not None:  # before anybody asks: a crash may have come in the middle of it
             self._forget(self.released)

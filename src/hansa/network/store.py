@@ -300,10 +300,13 @@ _STEPS: Mapping[str, tuple[str, Sequence[str]]] = {"1": ("2", _ROUNDS_TO_2)}
 
 
 def _schema_of(db: sa.Connection) -> str:
-    """The schema of the tables that are there; empty where there are none."""
+    """The schema of the tables that are there; empty where there are none.
+
+    Tables without a number are of schema 1, and of a process that died between the two.
+    """
     if not sa.inspect(db).has_table("meta"):
         return ""
-    return (db.scalar(sa.select(meta.c.value).where(meta.c.key == "schema")) or b"").decode()
+    return (db.scalar(sa.select(meta.c.value).where(meta.c.key == "schema")) or b"1").decode()
 
 
 def _migrate(db: sa.Connection, found: str, folder: Path) -> None:
