@@ -138,8 +138,8 @@ class Town:
 
     def finish(self, name: str) -> Receipt:
         """A client sends the report it has ready."""
-        _, _, slot, body = self._due.pop(name)
-        receipt = self.coordinator.report(name, slot, body)
+        _, _, slot, parcel = self._due.pop(name)
+        receipt = self.coordinator.report(name, slot, parcel.body)
         self.people[name].store.received(self.coordinator.run, receipt)
         self.receipts.append((name, receipt))
         self.poll(name)

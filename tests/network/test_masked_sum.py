@@ -7,6 +7,7 @@ from hansa.aggregators.careful import careful
 from hansa.core.protocols import Report
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import read_plan
+from hansa.network.outbox import Parcel
 from hansa.network.participant import Participant
 from hansa.training.schedule import Schedule
 from hansa.wire import pack_report
@@ -119,7 +120,8 @@ def train_with(tmp_path, tools, mail, kills=()):
         if done is None or done[0].exchange not in mail or done[0].task != "train":
             return done
         slot = done[0]
-        return slot, pack_report(Report(slot, ("cologne",), {"cologne": mail[slot.exchange]}), federation.codec(slot))
+        report = Report(slot, ("cologne",), {"cologne": mail[slot.exchange]})
+        return slot, Parcel.of(pack_report(report, federation.codec(slot)))
 
     town.people["cologne"].handle = handle
     return town, town.train_through(Schedule(num_rounds=2), kills)
