@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from hansa.network.runtime import NetworkRuntime
     from hansa.network.store import Store
 
+_ENDED = "ended"  # key of the run that is over and whose directory is complete
+
 
 def run_serve(
     app_file: Path,
@@ -88,6 +90,8 @@ def run_serve(
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
         left = runtime.finish()  # after a restart too: some may not know yet
         coordinator.save_log(out or state / "runs" / coordinator.run)  # again, with the end
+        fail_point("coordinator.run.logged")
+        store.put(_ENDED, coordinator.run.encode())
         if left:
             screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
@@ -219,7 +223,8 @@ def _refuse_done(store: Store, fingerprint: str, settings: str, stay: bool) -> N
 
     run = json.loads(store.get("run") or b"{}")
     same = run.get("fingerprint") == fingerprint and run.get("settings") == settings
-    if run.get("finished") and same and not stay and not Registry(store).present(run["id"], without_goodbye=True):
+    ended = same and (store.get(_ENDED) or b"").decode() == run["id"]
+    if ended and not stay and not Registry(store).present(run["id"], without_goodbye=True):
         raise InputError(
             f"run {run['id']} of this app and seed is done; give another --out or --seed for a new one, "
             "or --stay to go on serving"

@@ -94,6 +94,7 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.run.trained": "all rounds are done and scored, the run directory is not written",
         "coordinator.run.saved": "the run directory is written, clients are not told that the run is over",
         "coordinator.run.finished": "the run is marked as over",
+        "coordinator.run.logged": "the run directory holds the log to its end, the run is not marked as complete",
         "coordinator.goodbye.noted": "a client is noted as gone, it does not know",
         # A client enrols.
         "client.key.kept": "the client's key is kept, its signing request is not",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from hansa.network.audit import KINDS, START, entry_hash, plain, signed_head
-from hansa.network.blobs import sync_folder, write_file
+from hansa.network.blobs import write_all, write_file
 from hansa.network.receipts import Seal
 from hansa.network.signing import canonical
 from hansa.network.store import Store, audit, put, reports, slots
@@ -92,17 +92,12 @@ def lines(store: Store) -> Iterator[bytes]:
 def save_log(store: Store, seal: Seal, authority: bytes, folder: Path) -> Path:
     """Write ``log.jsonl``, whose last line is the signed head, and ``authority.pem`` into a run directory."""
     sign_head(store, seal)
-    path, new = folder / "log.jsonl", folder / ".log.jsonl.new"
+    path = folder / "log.jsonl"
     head = store.get(_HEAD)
     last = json.loads(head)["head"]["number"] if head else 0
-    with store.read() as db, new.open("wb") as file:
-        for row in db.execute(sa.select(audit).where(audit.c.number <= last).order_by(audit.c.number)):
-            file.write(_line(row) + b"\n")
-        file.write((head or b"{}") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    sync_folder(folder)
+    with store.read() as db:
+        chosen = sa.select(audit).where(audit.c.number <= last).order_by(audit.c.number)
+        write_all(path, chain((_line(row) + b"\n" for row in db.execute(chosen)), [(head or b"{}") + b"\n"]))
     write_file(folder / "authority.pem", authority)
     return path
 
