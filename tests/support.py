@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from hansa.aggregators.mean import Mean
 from hansa.algorithms.fedavg import FedAvg
@@ -187,3 +190,13 @@ class Lossy:
 
     def once(self, name: str, make: Any) -> Key:
         return self.inner.once(name, make)
+
+
+def forked():
+    """Processes that this one has forked; not the servers that Python keeps for tests that start theirs otherwise."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not re.search(r"multiprocessing\.(forkserver|resource_tracker|spawn)", " ".join(child.cmdline())):
+                found.append(child)
+    return found

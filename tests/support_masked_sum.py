@@ -65,6 +65,23 @@ class MaskedSum:
                 return Ask(exchange, tuple(mail), exchange == "masked", mail)
         return None
 
+    def check_mail(self, exchange: str, mail: Any) -> str:
+        """What is wrong with one client's word by itself; rows of another length only show beside others."""
+        fits = {
+            "keys": lambda: _is_number(mail),
+            "shares": lambda: all(_is_share(share[name]) for share in mail.values() for name in ("seed", "key")),
+            "masked": lambda: (
+                mail["row"].dtype == np.uint64
+                and mail["row"].ndim == 1
+                and all(isinstance(n, str) for n in mail["tail"])
+            ),
+            "unmask": lambda: all(_is_share(share) for part in ("seeds", "keys") for share in mail[part].values()),
+        }
+        try:
+            return "" if fits[exchange]() else f"mail of {exchange} holds something else"
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            return f"mail of {exchange} is of another form"
+
     def open(self, cohort: tuple[Client, ...], history: History) -> Updates:
         """The sum over the clients whose masked rows came, in the groups that enough helpers unmasked."""
         sent, tail, counted, total = _said(history, "masked"), [], [], np.zeros(0, np.uint64)
@@ -185,6 +202,16 @@ class MaskedSum:
 def _said(history: History, exchange: str) -> dict[Client, Any]:
     """Each client's word in an exchange."""
     return {client: report.payload[client] for report in history.get(exchange, ()) for client in report.clients}
+
+
+def _is_number(text: Any) -> bool:
+    """Whether a text is a number below the prime."""
+    return isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 40 and int(text) < PRIME
+
+
+def _is_share(share: Any) -> bool:
+    """Whether this is a point of a polynomial."""
+    return len(share) == 2 and type(share[0]) is int and 0 < share[0] < PRIME and _is_number(share[1])
 
 
 def _number(key: Key) -> int:

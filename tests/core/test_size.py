@@ -7,10 +7,10 @@ def lines(path):
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def test_the_core_is_under_1100_lines_in_all():
+def test_the_core_is_under_1150_lines_in_all():
     sizes = {path.name: lines(path) for path in (SOURCE / "core").glob("*.py")}
     assert len(sizes) > 5
-    assert sum(sizes.values()) < 1100
+    assert sum(sizes.values()) < 1150
 
 
 def test_no_file_is_over_400_lines():

@@ -24,13 +24,14 @@ from hansa.core.errors import Abandoned
 from hansa.core.key import Key
 from hansa.core.protocols import Report
 from hansa.network import audit, journal
+from hansa.network.messages import slot_of
 from hansa.network.store import Store
 from hansa.training.apps import load_app
 from hansa.training.loop import Loop
 from hansa.training.privacy import bound
 from hansa.training.run import load_run
 from hansa.training.simulate import initial_params
-from hansa.wire import unpack_report
+from hansa.wire import lay_out, unpack_report
 
 
 class Broken(AssertionError):
@@ -84,7 +85,8 @@ def counted_once(path: Path) -> set[Any]:
         accepted = set(
             db.execute(
                 "SELECT slots.run, slots.task, slots.round, slots.attempt, reports.client FROM reports "
-                "JOIN slots ON slots.id = slot_id WHERE reports.status = 'accepted' AND slots.state = 'aggregated'"
+                "JOIN slots ON slots.id = slot_id WHERE reports.status = 'accepted' "
+                "AND CASE WHEN slots.buffered THEN counted_in IS NOT NULL ELSE slots.state = 'aggregated' END"
             )
         )
     if strange := counted ^ accepted:
@@ -103,18 +105,23 @@ def _agrees(trial: Trial, name: str, counted: set[Any]) -> None:
 
 
 def every_receipt_stands(trial: Trial) -> None:
-    """What a client was told ``accepted`` of is in the frozen set with those bytes, or its attempt was abandoned."""
+    """What a client was told ``accepted`` of is in the frozen set with those bytes, or its attempt was abandoned.
+
+    In a buffered round it is in a buffer, or it waited until it was too old, and a settlement says so.
+    """
     rows = trial.query(
-        "SELECT slots.run, slots.slot, reports.client, reports.sha256, reports.status, slots.state FROM reports "
-        "JOIN slots ON slots.id = reports.slot_id"
+        "SELECT slots.run, slots.slot, reports.client, reports.sha256, reports.status, "
+        "CASE WHEN slots.buffered THEN reports.status = 'late' AND counted_in IS NULL AND settlements.counted = 0 "
+        "ELSE slots.state = 'abandoned' END FROM reports JOIN slots ON slots.id = reports.slot_id "
+        "LEFT JOIN settlements USING (run, task, round, attempt, client)"
     )
-    known = {(run, slot, client): (sha256, status, state) for run, slot, client, sha256, status, state in rows}
+    known = {(run, slot, client): (sha256, status, vain) for run, slot, client, sha256, status, vain in rows}
     for name in trial.names:
         for receipt in trial.notes(name, "receipt"):
             found = known.get((receipt["run"], receipt["slot"], name))
             if found is None or found[0] != receipt["sha256"]:
                 raise Broken(f"{name} holds a receipt that the coordinator does not know: {receipt}; found {found}")
-            if receipt["status"] == "accepted" and found[1] != "accepted" and found[2] != "abandoned":
+            if receipt["status"] == "accepted" and found[1] != "accepted" and not found[2]:
                 raise Broken(f"{name} was told accepted, and the coordinator holds {found}: {receipt}")
 
 
@@ -133,7 +140,8 @@ def the_parameters_follow_from_the_reports(trial: Trial) -> None:
     app = load_app(trial.folder / "app.py")
     federation = bound(app.federation, app.schedule, app.schedule.cohort_size or app.schedule.clients_needed)
     key = Key.of(0)
-    with closing(Archive(trial, federation)) as archive:
+    kind = Archive if app.schedule.buffer is None else BufferedArchive
+    with closing(kind(trial, federation)) as archive:
         loop = Loop(
             federation=federation,
             schedule=app.schedule,
@@ -253,11 +261,7 @@ class Archive:
         if state == "abandoned":
             raise Abandoned(f"{slot}")
         for client, sha256, status, reason in rows:
-            if status == "refused":
-                yield Report(slot, (), {}, {client: reason})
-            else:
-                size = self.federation.size_of(slot)
-                yield unpack_report(self._body(sha256), slot, client, self.federation.codec(slot), size)
+            yield self._report(slot, client, sha256, reason if status == "refused" else "")
 
     def settle(self, slot: Any, counted: Any) -> None:
         """Clients were told what the computation finds."""
@@ -276,6 +280,13 @@ class Archive:
     def refusals(self) -> list[dict[str, Any]]:
         return []
 
+    def _report(self, slot: Any, client: str, sha256: str, refused: str) -> Report:
+        """A report as it was sent."""
+        if refused:
+            return Report(slot, (), {}, {client: refused})
+        size = self.federation.size_of(slot)
+        return unpack_report(self._body(sha256), slot, client, self.federation.codec(slot), size)
+
     def _rows(self, query: str, slot: Any, order: str) -> list[Any]:
         inside = "WHERE slot_id = (SELECT id FROM slots WHERE run = ? AND slot = ?)"
         return self._db.execute(f"{query} {inside} {order}", (self._run, str(slot))).fetchall()
@@ -289,3 +300,67 @@ class Archive:
                     raise Broken(f"{path}: not what its name says")
                 return body
         raise Broken(f"a report that was accepted is gone: {sha256}")
+
+
+class BufferedArchive(Archive):
+    """The same for buffered rounds: a buffer holds what it held, in the order of arrival; everybody is available."""
+
+    def __init__(self, trial: Trial, federation: Any) -> None:
+        super().__init__(trial, federation)
+        self.goal_clients, self.deadline_s, self.num_late = None, None, 0
+        self.concurrency, self.oldest_round, self.filling = 0, 0, None
+        self.plans: dict[Any, Any] = {}
+
+    def start(self, plan: Any, clients: Any) -> None:
+        """The models that clients were given must be those that the computation gives them."""
+        if plan.slot != self.filling:
+            super().start(plan, clients)
+            return
+        self.plans[plan.slot] = plan
+        given = dict(self._rows("SELECT name, sha256 FROM vectors", plan.slot, ""))
+        if given and given != {name: lay_out(vector).sha256 for name, vector in plan.broadcast.items()}:
+            raise Broken(f"{plan.slot}: clients were given another model than a recomputation gives")
+
+    def arrivals(self, count: int, refill: Any) -> Iterator[Report]:
+        """What the buffer of this round held."""
+        refill(count)
+        rows = self._db.execute(
+            "SELECT slots.slot, client, sha256, status, reason FROM reports JOIN slots ON slots.id = slot_id "
+            "WHERE run = ? AND counted_in = ? ORDER BY arrival",
+            (self._run, str(self.filling)),
+        )
+        held = sorted(((slot_of(row[0]), *row[1:]) for row in rows), key=lambda row: row[0])
+        if len(held) != count:
+            raise Broken(f"{self.filling}: expected a buffer of {count} reports, found {len(held)}")
+        for slot, client, sha256, status, reason in held:
+            yield self._report(slot, client, sha256, reason if status == "refused" else "")
+
+    def settle(self, slot: Any, counted: Any) -> None:
+        """Whom this buffer counted of a slot, its clients were told; others of the slot are of other buffers."""
+        if slot.task != "train":
+            super().settle(slot, counted)
+            return
+        query = (
+            "SELECT reports.client, counted FROM settlements JOIN slots USING (run, task, round, attempt) "
+            "JOIN reports ON slot_id = slots.id AND reports.client = settlements.client "
+            "WHERE run = ? AND slot = ? AND counted_in = ?"
+        )
+        told = dict(self._db.execute(query, (self._run, str(slot), str(self.filling))))
+        if told != {client: int(client in counted) for client in told} or not told:
+            raise Broken(f"{slot}: told {told}, a recomputation of buffer {self.filling} counts {sorted(counted)}")
+
+    def of_attempt(self, attempt: int, clients: Any, without: Any) -> Any:
+        return clients
+
+    def known(self, clients: Any) -> Any:
+        return clients
+
+    def available(self, clients: Any) -> list[bool]:
+        return [True for _ in clients]
+
+    def idle(self, clients: Any) -> list[str]:
+        """Whoever was scored then."""
+        query = "SELECT client FROM assignments JOIN slots ON slots.id = slot_id WHERE run = ? AND slot LIKE ?"
+        mark = f"evaluate-{self.filling.round}-0-%"
+        asked = {row[0] for row in self._db.execute(query, (self._run, mark))}
+        return [client for client in clients if client in asked]

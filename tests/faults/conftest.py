@@ -14,36 +14,49 @@ from faults.trial import COORDINATOR, NAMES, Trial, copied, enrolled, fast_folde
 
 VICTIM = NAMES[0]
 SHORT = 64  # bytes: less than any vector or report
+BUFFER = "size=2, max_staleness=1"
 
 
 @dataclass(frozen=True)
 class Reference:
     """An undisturbed run, from nothing to its end, and a trial in which everybody has enrolled and nothing else.
 
-    ``long`` is a run in which every body counts as a long one: it lies in files, and travels in parts.
+    ``long`` is a run in which every body counts as a long one: it lies in files, and travels in parts. In ``buffered``
+    rounds are buffered ones, so that the order of arrival, which no two runs share, decides about the bits.
     """
 
     whole: Trial
     begun: Trial
     long: Trial
+    buffered: Trial
 
     def phases(self, name: str) -> dict[str, list[str]]:
         """Where the coordinator, or a client, comes by a fail point."""
-        run = self.long if self.needs_long(name) else self.whole
+        run = self._comes_by(name)
         found = {who: run.reached(who).get(name, []) for who in (COORDINATOR, VICTIM)}
         return {who: phases for who, phases in found.items() if phases}
 
-    def needs_long(self, name: str) -> bool:
-        """Whether a fail point is reached with long bodies alone."""
-        return not any(name in self.whole.reached(who) for who in (COORDINATOR, VICTIM))
+    def _comes_by(self, name: str) -> Trial:
+        """The first of the runs that comes by a fail point."""
+        for run in (self.whole, self.long):
+            if any(name in run.reached(who) for who in (COORDINATOR, VICTIM)):
+                return run
+        return self.buffered
 
     def trial(self, folder: Path, kills=None, *, fresh: bool = False) -> Trial:
-        """A trial with the same outcome, if nothing goes wrong; ``fresh``: enrolment is part of it."""
+        """A trial that ends as ours did, if nothing goes wrong; ``fresh``: enrolment is part of it."""
         kills = kills or {}
-        small = SHORT if any(self.needs_long(name) for points in kills.values() for name, _ in points) else None
+        runs = [self._comes_by(name) for points in kills.values() for name, _ in points]
+        small = SHORT if self.long in runs else None
+        if self.buffered in runs:
+            return Trial(folder, self.whole.port, kills=kills, buffer=BUFFER)
         if fresh:
             return Trial(folder, self.whole.port, kills=kills, small=small)
         return copied(self.begun, folder, kills=kills, small=small)
+
+    def check(self, trial: Trial) -> None:
+        """All laws of a trial that has ended; where rounds are not buffered, it has the bits of ours."""
+        checkers.everything(trial, None if trial.buffer else self.whole)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +69,10 @@ def reference():
         long = copied(begun, folder / "long", trace=True, small=SHORT)
         long.run()
         checkers.everything(long, whole)
-        yield Reference(whole, begun, long)
+        buffered = Trial(folder / "buffered", whole.port, trace=True, buffer=BUFFER)
+        buffered.run()
+        checkers.everything(buffered)
+        yield Reference(whole, begun, long, buffered)
     finally:
         whole.end()
         shutil.rmtree(folder)

@@ -27,6 +27,7 @@ class Order:
     trace: bool = False
     seeded: bool = True  # secrets of clients follow from their names, so that two runs have the same bits
     small: int | None = None  # bytes beyond which a body counts as long, and lies and travels as such
+    notes_often: bool = False  # how long slots have been open is noted at every look, not now and then
     starve: Point | None = None  # where memory runs out, once
     memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
 
@@ -61,6 +62,8 @@ class Observer:
             _call_long(self.order.small)
         if self.order.memory_bytes is not None:
             _limit_memory(self.order.memory_bytes)
+        if self.order.notes_often:
+            _note_often()
         if self.order.name == COORDINATOR:
             self._watch_coordinator()
         else:
@@ -142,6 +145,13 @@ def _call_long(small: int) -> None:
 
     for module in (blobs, outbox, routes, transfers):
         module.SMALL = small  # type: ignore[misc]
+
+
+def _note_often() -> None:
+    """Note with every look how long slots have been open."""
+    from hansa.network import runtime
+
+    runtime._NOTE_AGAIN_S = runtime._NOTED_SHARE = 0.0
 
 
 def _limit_memory(more: int) -> None:

@@ -4,7 +4,7 @@ from itertools import zip_longest
 
 import pytest
 
-from faults import checkers
+from faults.trial import COORDINATOR
 from hansa.network.failpoints import FAILPOINTS
 
 pytestmark = pytest.mark.network
@@ -12,10 +12,9 @@ pytestmark = pytest.mark.network
 # A point of the coordinator and one of a client die in one run, as most of a run's time goes into starting it; each
 # point dies alone, and in every round, in the slow matrix.
 _CLIENTS = [name for name in FAILPOINTS if name.startswith("client.")]
-PAIRS = [
-    tuple(name for name in pair if name)
-    for pair in zip_longest([name for name in FAILPOINTS if name not in _CLIENTS], _CLIENTS)
-]
+_BUFFERED = [name for name in FAILPOINTS if name.startswith(("coordinator.buffer.", "coordinator.elapsed."))]
+_OTHERS = [name for name in FAILPOINTS if name not in (*_CLIENTS, *_BUFFERED)]
+PAIRS = [tuple(name for name in pair if name) for pair in zip_longest(_OTHERS, _CLIENTS)]
 
 
 def one_a_task(phases):
@@ -36,7 +35,7 @@ def undergo(reference, folder, kills):
         trial.run()
         died = [(who, note["point"], note["phase"]) for who in kills for note in trial.notes(who, "kill")]
         assert sorted(died) == sorted((who, *point) for who, points in kills.items() for point in points)
-        checkers.everything(trial, reference.whole)
+        reference.check(trial)
     finally:
         trial.end()
 
@@ -50,6 +49,13 @@ def test_killed_there_once_in_every_task_the_run_has_the_same_bits(reference, fa
         for who, phases in found.items():
             kills.setdefault(who, []).extend((name, phase) for phase in one_a_task(phases))
     undergo(reference, fast, kills)
+
+
+@pytest.mark.parametrize("name", _BUFFERED)
+def test_killed_there_once_in_every_task_a_buffered_run_follows_from_its_reports(reference, fast, name):
+    found = reference.phases(name)
+    assert found.keys() == {COORDINATOR}, f"an undisturbed buffered run does not come by {name}"
+    undergo(reference, fast, {COORDINATOR: [(name, phase) for phase in one_a_task(found[COORDINATOR])]})
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from faults.trial import COORDINATOR, Failure, Trial, copied, enrolled, fast_fol
 
 _MOST_KILLS = 40  # of one federation: then it may end
 _LONGEST_GAP_S = 0.5  # between two kills
+_BUFFERS = (None, "size=2, max_staleness=1")  # in half of the lanes rounds are buffered ones
 
 
 @dataclass
@@ -54,9 +55,12 @@ _LAWS: tuple[tuple[str, Callable[[Trial], None]], ...] = (
 
 
 def lane(seconds: float, seed: int, most_kills: int | None = None) -> Tally:
-    """One federation after another for so long, or until so many kills; those that went wrong stay on disk."""
+    """One federation after another for so long, or until so many kills; those that went wrong stay on disk.
+
+    Whether rounds are buffered ones, and who is killed when, follows from the ``seed``.
+    """
     began, draw, tally, folder = time.monotonic(), random.Random(seed), Tally(), fast_folder()
-    begun = enrolled(folder / "begun", seeded=False)
+    begun = enrolled(folder / "begun", seeded=False, buffer=_BUFFERS[seed % 2])
     while (left := seconds - (time.monotonic() - began)) > 0 and (most_kills is None or tally.kills < most_kills):
         number = tally.federations
         trial = copied(begun, folder / f"{number}")

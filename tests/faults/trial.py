@@ -77,7 +77,7 @@ app = hansa.App(
         prepare=(hansa.Standardize(min_rows=1),),
         transforms=(hansa.Quantize(bits=8),),
     ),
-    schedule=hansa.Schedule(num_rounds=NUM_ROUNDS, min_clients=NUM_CLIENTS, evaluate_every=NUM_ROUNDS),
+    schedule=hansa.Schedule(num_rounds=NUM_ROUNDS, min_clients=NUM_CLIENTS, evaluate_every=NUM_ROUNDS, buffer=BUFFER),
     load_data=load,
     holdout=0.25,
 )
@@ -103,10 +103,12 @@ class Trial:
         kills: Mapping[str, Sequence[Point]] | None = None,
         trace: bool = False,
         small: int | None = None,
+        buffer: str | None = None,
     ) -> None:
         self.folder, self.port, self.names, self.seeded, self.url = folder, port, tuple(names), seeded, url
         self.kills, self.trace = dict(kills or {}), trace  # who dies at which points, once at each
         self.small = small  # bytes beyond which bodies are treated as long ones
+        self.buffer = buffer  # options of ``Buffered``, where rounds are buffered ones
         self.starve: dict[str, Point] = {}  # whose memory runs out where, once
         self.processes: dict[str, Any] = {}
         self.num_kills = 0
@@ -119,6 +121,7 @@ class Trial:
         for part in ("data", "notes", "logs", "archive"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         source = _APP.replace("NUM_ROUNDS", str(num_rounds)).replace("NUM_CLIENTS", str(len(self.names)))
+        source = source.replace("BUFFER", f"hansa.Buffered({self.buffer})" if self.buffer else "None")
         (self.folder / "app.py").write_text(source)
         for number, name in enumerate(self.names):
             draw = np.random.default_rng(number)
@@ -141,6 +144,7 @@ class Trial:
             "trace": self.trace,
             "seeded": self.seeded,
             "small": self.small,
+            "notes_often": self.buffer is not None,
             "starve": self.starve.get(name),
         }
         order = Order(name=name, folder=self.folder, words=words, **shared, **more)
@@ -350,4 +354,5 @@ def enrolled(folder: Path, **more: Any) -> Trial:
 def copied(trial: Trial, folder: Path, **more: Any) -> Trial:
     """Another trial that begins where ``trial`` stands; they cannot run at the same time, as they share a port."""
     shutil.copytree(trial.folder, folder, symlinks=True)
-    return Trial(folder, trial.port, names=trial.names, **{"seeded": trial.seeded, "url": trial.url, **more})
+    same = {"seeded": trial.seeded, "url": trial.url, "buffer": trial.buffer}
+    return Trial(folder, trial.port, names=trial.names, **{**same, **more})

@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 import support
@@ -98,7 +97,7 @@ def test_a_run_in_processes_that_crashed_and_went_on_has_the_bits_of_one_that_di
     federation, runtime = FEDERATIONS["SCAFFOLD, TopK, Quantize"], Processes(num_workers=2)
     with pytest.raises(Stop):
         run(federation, runtime, checkpoint=tmp_path / "point", on_round=fail)
-    assert not children()
+    assert not support.forked()
     assert told(run(federation, runtime, checkpoint=tmp_path / "point")) == told(run(federation, runtime))
 
 
@@ -194,12 +193,7 @@ def mark(tmp_path):
 @pytest.fixture(autouse=True)
 def no_process_stays():
     yield
-    assert not children()
-
-
-def children():
-    """Processes that this one has forked and that have not been waited for."""
-    return psutil.Process().children(recursive=True)
+    assert not support.forked()
 
 
 def undisturbed(federation, runtime):
@@ -230,7 +224,7 @@ def test_workers_that_are_killed_between_rounds_are_replaced():
     killed = []
 
     def kill(row):
-        for child in children()[: row.round + 1]:
+        for child in support.forked()[: row.round + 1]:
             child.kill()
             killed.append(child.pid)
 

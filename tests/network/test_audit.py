@@ -72,15 +72,49 @@ def live_through_it(folder):
     return desk
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def live_through_buffers(folder):
+    """A coordinator of buffered rounds: rome's report to round 0 waits until it is too old, paris's next one is odd."""
+    desk = SigningDesk(folder)
+    runtime = desk.runtime = NetworkRuntime(desk.coordinator)
+    for name in NAMES:
+        desk.enrol(name)
+    later = Slot(1, 0, "update")
+    runtime.filling = SLOT
+    plan(desk, SLOT)
+    for name in NAMES:
+        desk.coordinator.report(name, SLOT, body(desk, SLOT))
+    assert len(runtime.buffers.fill(SLOT, 2)) == 2
+    runtime.settle(SLOT, ["berlin", "paris"])
+    runtime.filling = later
+    runtime.buffers.tidy(later, 1, lambda work: False)
+    plan(desk, later)
+    desk.coordinator.report("berlin", later, body(desk, later))
+    desk.coordinator.report("paris", later, body(desk, later, extra=1.0))
+    assert len(runtime.buffers.fill(later, 2)) == 2
+    runtime.settle(later, ["berlin"])
+    runtime.let_go()
+    assert desk.coordinator.report("rome", later, body(desk, later)).status == "late"
+    desk.coordinator.finish()
+    return desk
+
+
+def lived(live, folder):
     """The lines of a log that is whole, and the authority that proves it."""
-    folder = tmp_path_factory.mktemp("run")
-    desk = live_through_it(folder / "state")
+    desk = live(folder / "state")
     path = desk.coordinator.save_log(folder)
     found = path.read_bytes(), (folder / "authority.pem").read_bytes()
     desk.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return lived(live_through_it, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def buffered(tmp_path_factory):
+    return lived(live_through_buffers, tmp_path_factory.mktemp("buffered"))
 
 
 def problems(text, authority):
@@ -210,6 +244,65 @@ def test_a_report_that_was_not_dealt_with_once_is_found_even_if_the_coordinator_
     whole, tmp_path, kind, edit, said
 ):
     assert any(said in problem for problem in forged(whole, tmp_path, edited(kind, edit)))
+
+
+def test_a_log_of_buffered_rounds_is_whole(buffered):
+    found = audit.check(buffered[0].splitlines(), buffered[1])
+    assert (found.problems, found.num_reports, found.num_open) == ((), 6, 0)
+    kinds = [json.loads(line).get("kind") for line in buffered[0].splitlines()]
+    assert (kinds.count("filled"), kinds.count("closed"), kinds.count("settled")) == (2, 2, 4)
+
+
+def the_one_left_out_too(entry):
+    entry["what"]["reports"].append(["rome", entry["what"]["reports"][0][1], "train-0-0-update"])
+    return [entry]
+
+
+def second(kind, edit):
+    """Change the second entry of a kind."""
+
+    def change(entries):
+        first = next(i for i, entry in enumerate(entries) if entry["kind"] == kind)
+        return [*entries[: first + 1], *edited(kind, edit)(entries[first + 1 :])]
+
+    return change
+
+
+def closed_early(entries):
+    """Slot 0 is closed before rome has reported to it."""
+    [closed] = [e for e in entries if (e["kind"], e["what"].get("slot")) == ("closed", "train-0-0-update")]
+    rest = [entry for entry in entries if entry is not closed]
+    place = max(i for i, e in enumerate(rest) if e["kind"] == "report" and e["what"]["slot"] == "train-0-0-update")
+    return [*rest[:place], closed, *rest[place:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (edited("filled", without_first_report), "expected the report of berlin for train-0-0-update dealt with"),
+        (edited("filled", without_first_report), "expected berlin among the frozen of train-0-0, found it is not"),
+        (edited("filled", twice_in_set), "expected berlin once in buffer train-0-0-update, found it twice"),
+        (edited("filled", another_hash), "expected the report that berlin sent for train-0-0-update, found another"),
+        (edited("filled", lambda entry: [entry, entry]), "expected buffer train-0-0-update to be filled once"),
+        (second("filled", the_one_left_out_too), "expected a report of rome for train-0-0-update that waits"),
+        (second("settled", lambda entry: []), "expected the report of rome for train-0-0-update dealt with"),
+        (closed_early, "expected no report accepted in train-0-0-update after it closed, found rome"),
+        (edited("filled", lambda entry: [{**entry, "what": {}}]), "expected the fields of 'filled'"),
+    ],
+)
+def test_a_report_that_a_buffer_did_not_count_once_is_found(buffered, tmp_path, change, said):
+    assert any(said in problem for problem in forged(buffered, tmp_path, change))
+
+
+def test_a_report_accepted_after_its_client_was_settled_is_found(buffered, tmp_path):
+    def change(entries):
+        late = next(e for e in entries if e["kind"] == "report" and e["what"]["status"] == "late")
+        closed = [e for e in entries if e["kind"] == "closed"]
+        late["what"]["status"] = "accepted"
+        return [entry for entry in entries if entry is not closed[-1]]
+
+    found = forged(buffered, tmp_path, change)
+    assert any("expected no report accepted of rome after it was settled, found one" in problem for problem in found)
 
 
 def test_nothing_is_found_where_the_coordinator_changed_nothing(whole, tmp_path):

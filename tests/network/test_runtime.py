@@ -292,9 +292,31 @@ def test_a_client_that_joins_later_enters_after_the_next_release(site, tools):
     assert runtime.clients() == ("berlin", "paris")
 
 
-def test_buffered_rounds_are_refused_with_what_to_do(site, tools):
-    with pytest.raises(InputError, match="buffered rounds"):
-        tools.runtime(site.coordinator).arrivals(1, print)
+def test_half_of_the_clients_gone_is_a_round_of_the_others_and_heals_without_a_restart(site, tools):
+    data = {name: tools.data(i) for i, name in enumerate(("berlin", "lyon", "paris", "rome"))}
+    clock, stop = [0.0], threading.Event()
+    for name, pair in data.items():
+        site.join(name, pair, stop=stop if name in ("berlin", "lyon") else None)
+
+    def pass_time(slot, waiting, accepted):
+        if slot.round == 1 and accepted == 2:
+            assert waiting == ["berlin", "lyon"]
+            clock[0] += 100.0
+
+    options = {"deadline_s": 60, "min_clients": 2, "on_wait": pass_time, "monotonic": lambda: clock[0]}
+    rounds = tools.rounds(site.federation, NetworkRuntime(site.coordinator, **options), data)
+    rounds.run(0)
+    assert len(rounds.mean.clients) == 4
+    stop.set()
+    site.coordinator.wake()
+    for thread in site.threads[:2]:
+        thread.join(30)
+    rounds.run(1)
+    assert rounds.mean.clients == ("paris", "rome")
+    for name in ("berlin", "lyon"):
+        site.join(name, data[name])
+    rounds.run(2)
+    assert len(rounds.mean.clients) == 4
 
 
 def test_a_blob_that_is_not_what_its_hash_says_is_not_used(site, tools):

@@ -1,11 +1,33 @@
 import errno
+import shutil
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from hansa.core.errors import InputError
+from hansa.core.key import Key
+from hansa.core.protocols import Report, Slot, Updates
+from hansa.core.round import Context, begin, server_round
+from hansa.network import audit
+from hansa.network.coordinator import Coordinator
+from hansa.network.journal import lines
 from hansa.network.store import Store, put
+from hansa.wire import pack_report, unpack
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def unpack_fixture(name, folder):
+    """A state folder as an older version left it: its database as SQL, and its blobs."""
+    shutil.copytree(FIXTURES / name, folder, dirs_exist_ok=True)
+    with sqlite3.connect(folder / "coordinator.db") as db:
+        db.executescript((folder / "coordinator.sql").read_text())
+    db.close()
 
 
 def test_a_second_coordinator_is_refused_and_told_of_the_first(tmp_path):
@@ -45,12 +67,97 @@ def test_every_commit_is_synced(tmp_path):
     store.close()
 
 
-def test_a_folder_of_another_schema_is_refused(tmp_path):
+def test_a_folder_of_a_newer_schema_is_refused_and_left_as_it_is(tmp_path):
     store = Store(tmp_path)
     store.put("schema", b"99")
     store.close()
-    with pytest.raises(InputError, match="schema 1, found 99"):
-        Store(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="schema 2 or older, found 99, of a newer hansa"):
+            Store(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ from schema 1 to 2
+
+
+def tables(store):
+    """Every table's columns and indexes, as the database has them; the order of columns does not matter."""
+    with store.read() as db:
+        look = sa.inspect(db)
+        return {
+            table: (
+                sorted((c["name"], str(c["type"]), c["nullable"], c["default"]) for c in look.get_columns(table)),
+                sorted((i["name"], tuple(i["column_names"])) for i in look.get_indexes(table)),
+            )
+            for table in look.get_table_names()
+        }
+
+
+def test_an_older_folder_gets_the_tables_of_a_new_one(tmp_path):
+    unpack_fixture("schema_1", tmp_path / "old")
+    old, new = Store(tmp_path / "old"), Store(tmp_path / "new")
+    assert tables(old) == tables(new)
+    assert old.get("schema") == new.get("schema") == b"2"
+    old.close()
+    new.close()
+
+
+def test_tables_of_a_process_that_died_before_it_numbered_them_are_brought_up_to_date(tmp_path):
+    unpack_fixture("schema_1", tmp_path / "old")
+    with sqlite3.connect(tmp_path / "old" / "coordinator.db") as db:
+        db.execute("DELETE FROM meta WHERE key = 'schema'")
+    db.close()
+    old, new = Store(tmp_path / "old"), Store(tmp_path / "new")
+    assert tables(old) == tables(new)
+    old.close()
+    new.close()
+
+
+def test_a_migration_that_fails_in_the_middle_leaves_the_old_tables(tmp_path, monkeypatch):
+    unpack_fixture("schema_1", tmp_path)
+    steps = {"1": ("2", ["ALTER TABLE slots ADD COLUMN goal INTEGER", "ALTER TABLE nonsense ADD COLUMN x INTEGER"])}
+    with monkeypatch.context() as patch:
+        patch.setattr("hansa.network.store._STEPS", steps)
+        with pytest.raises(sa.exc.OperationalError):
+            Store(tmp_path)
+    store = Store(tmp_path)
+    assert store.get("schema") == b"2"
+    store.close()
+
+
+def test_a_run_that_an_older_version_began_goes_on_in_the_middle_of_its_round(tmp_path, tools):
+    """Round 0 is done; in round 1 berlin has reported, and paris has not."""
+    unpack_fixture("schema_1", tmp_path / "old")
+    coordinator = Coordinator(Store(tmp_path / "old"), tools.federation(), tools.app)
+    runtime, slot = tools.runtime(coordinator), Slot(1, 0, "update")
+    assert coordinator.run == "2d91e004cbf20409"
+    assert coordinator.work("berlin").plan is None
+    assert coordinator.rounds.receipt(slot, "berlin").status == "accepted"
+    updates = Updates(("x",), np.full((1, 4), 0.5, np.float32), np.array([4.0]), {"train_loss": np.array([0.5])})
+    body = pack_report(Report(slot, ("x",), updates), coordinator.federation.codec(slot))
+    assert coordinator.report("paris", slot, body).status == "accepted"
+    parts, context = coordinator.federation.task("train"), Context(Key.of(1))
+    state = begin(parts, unpack(coordinator.models.get(coordinator.released.vectors["params"])))
+    state, mean = server_round(parts, state, runtime, ("berlin", "paris"), context, Slot(1, 0, ""))
+    assert mean.clients == ("berlin", "paris")
+    np.testing.assert_allclose(state.algorithm["params"], [0.4, 0.55, 0.7, 0.85], atol=1e-6)
+    coordinator.finish()
+    found = audit.check(lines(coordinator.store), coordinator.authority.certificate, live=True)
+    assert (found.problems, found.num_reports) == ((), 2)
+    coordinator.close()
+
+
+def test_reports_that_an_older_version_froze_are_told_of_once(tmp_path, tools):
+    unpack_fixture("schema_1", tmp_path)
+    with sqlite3.connect(tmp_path / "coordinator.db") as db:
+        db.execute("UPDATE slots SET state = 'frozen' WHERE round = 1")
+    db.close()
+    for _ in range(2):
+        coordinator = Coordinator(Store(tmp_path), tools.federation(), tools.app)
+        tools.runtime(coordinator).settle(Slot(1, 0, "update"), ("berlin",))
+        coordinator.finish()
+        found = audit.check(lines(coordinator.store), coordinator.authority.certificate, live=True)
+        assert (found.problems, found.num_reports) == ((), 1)
+        coordinator.close()
 
 
 def test_looking_into_a_folder_that_is_none_of_ours_leaves_it_alone(tmp_path):

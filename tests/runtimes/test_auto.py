@@ -1,7 +1,6 @@
 import re
 
 import numpy as np
-import psutil
 import pytest
 
 import support
@@ -54,9 +53,9 @@ def run(num_rounds=9, runtime=None, **options):
     beside = []
     result = simulate(
         FEDERATION, PEOPLE, num_rounds=num_rounds, holdout=0.2, runtime=runtime or Auto(num_workers=2),
-        on_round=lambda row: beside.append(len(psutil.Process().children())), **options,
+        on_round=lambda row: beside.append(len(support.forked())), **options,
     )  # fmt: skip
-    assert not psutil.Process().children()
+    assert not support.forked()
     return result, beside
 
 

@@ -249,6 +249,53 @@ def test_hours_to_a_target():
         done.hours_to("speed", 1.0)
 
 
+# ------------------------------------------------------------------------------------------------- learned by itself
+
+
+def test_over_selection_follows_the_share_that_drops_out():
+    """Of ten clients two always drop out; cohorts of five in which one may be missing."""
+    lossy = VirtualTime(devices=Delays({}, lost=["c0", "c1"]))
+    done = simulate(
+        support.quadratic(), TEN, num_rounds=60, cohort_size=5, over_selection="auto", runtime=lossy, deadline_s=9.0
+    )
+    asked, rounds = done.info["virtual_time"]["asked"], done.info["virtual_time"]["rounds"]
+    assert 6.0 < asked / rounds < 7.0  # 5 / (1 - 2/10) = 6.25, rounded up
+    steady = simulate(
+        support.quadratic(), TEN, num_rounds=20, cohort_size=5, over_selection="auto",
+        runtime=VirtualTime(devices=Delays({})),
+    )  # fmt: skip
+    assert steady.info["virtual_time"]["asked"] == 7 + 19 * 5  # 1.3 times at first, and nobody was missing
+
+
+def test_a_deadline_is_learned_after_a_generous_first_round():
+    lossy = VirtualTime(devices=Delays({f"c{i}": 20.0 + i for i in range(10)}, lost=["c0"]))
+    done = simulate(support.quadratic(), TEN, num_rounds=3, deadline_s="auto", runtime=lossy)
+    clock = [row.clock_s for row in done.history]
+    assert clock == [3600.0, 3600.0 + 2 * 29, 3600.0 + 4 * 29]
+    assert [row.num_clients for row in done.history] == [9, 9, 9]
+
+
+def test_what_was_learned_is_in_the_checkpoint(tmp_path):
+    options = {"over_selection": "auto", "deadline_s": "auto"}
+    run("FedAvg", PHONES, 4, checkpoint=tmp_path / "point", **options)
+    resumed, whole = (
+        run("FedAvg", PHONES, 8, checkpoint=tmp_path / "point", **options),
+        run("FedAvg", PHONES, 8, **options),
+    )
+    same(resumed, whole)
+    assert [row.clock_s for row in resumed.history] == [row.clock_s for row in whole.history]
+
+
+def test_a_cohort_of_random_size_counts_all_of_it():
+    """Poisson sampling is only private if nobody beyond an expected number is left out."""
+    done = simulate(
+        support.quadratic(), TEN, num_rounds=20, cohort_size=4, sampler=hansa.Poisson(),
+        runtime=VirtualTime(devices=Delays({})), seed=2,
+    )  # fmt: skip
+    assert max(row.num_clients for row in done.history) > 4
+    assert sum(row.num_late for row in done.history) == 0
+
+
 # ----------------------------------------------------------------------------------------------------- odd arguments
 
 

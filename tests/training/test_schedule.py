@@ -20,6 +20,8 @@ from hansa.training.schedule import Schedule
         {"num_rounds": 1, "evaluate_every": None},
         {"num_rounds": 1, "deadline_s": 0},
         {"num_rounds": 1, "deadline_s": "soon"},
+        {"num_rounds": 1, "deadline_s": True},
+        {"num_rounds": 1, "every_s": "auto"},
         {"num_rounds": 1, "every_s": -1.0},
         {"num_rounds": 1, "sampler": "uniform"},
         {"num_rounds": 1, "over_selection": 0.9},
@@ -65,7 +67,23 @@ def test_a_buffer_counts_its_size_and_asks_for_the_cohort_size_at_work():
     assert (schedule.num_asked(1000), schedule.num_counted(1000)) == (100, 10)
 
 
-@pytest.mark.parametrize("other", [{"over_selection": 1.3}, {"deadline_s": 60.0}])
+def test_what_is_learned_stands_for_auto():
+    schedule = Schedule(num_rounds=1, cohort_size=10, over_selection="auto", deadline_s="auto")
+    assert (schedule.num_asked(100, 1.25), schedule.num_counted(100)) == (13, 10)
+    assert schedule.selects_more
+    assert not Schedule(num_rounds=1, cohort_size=10).selects_more
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"), [({}, 4), ({"cohort_size": 6}, 6), ({"cohort_size": 6, "min_clients": 2}, 4)]
+)
+def test_a_deployment_does_not_begin_with_fewer_clients_than_a_buffer_holds(options, needed):
+    assert Schedule(num_rounds=1, buffer=Buffered(size=4), **options).clients_needed == needed
+
+
+@pytest.mark.parametrize(
+    "other", [{"over_selection": 1.3}, {"over_selection": "auto"}, {"deadline_s": 60.0}, {"deadline_s": "auto"}]
+)
 def test_a_buffer_beside_what_waits_for_others_is_refused(other):
     with pytest.raises(InputError, match=rf"expected buffer or {next(iter(other))}, found both"):
         Schedule(num_rounds=1, buffer=Buffered(size=3), **other)

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hansa.aggregators.careful import careful
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from hansa.network.coordinator import Coordinator
     from hansa.network.runtime import NetworkRuntime
     from hansa.network.store import Store
+
+_ENDED = "ended"  # key of the run that is over and whose directory is complete
 
 
 _LONGEST_STOP_S = 9.0
@@ -72,7 +76,8 @@ def run_serve(
         closing.callback(store.close)
         store.lock()
         _refuse_done(store, str(app.fingerprint), named, stay)
-        coordinator = Coordinator(store, federation, str(app.fingerprint), settings=named)
+        served = replace(federation, aggregator=careful(federation.aggregator))
+        coordinator = Coordinator(store, served, str(app.fingerprint), settings=named)
         closing.callback(coordinator.close)
         _collect_seldom()
         server = serve_in_thread(coordinator, listen, url=url)
@@ -82,7 +87,7 @@ def run_serve(
         screen.print(f"app fingerprint {str(app.fingerprint)[:16]}, state {state}")
         runtime = NetworkRuntime(
             coordinator,
-            deadline_s=app.schedule.deadline_s,
+            deadline_s="auto" if app.schedule.buffer is not None else app.schedule.deadline_s,
             min_clients=app.schedule.min_clients or 1,
             on_wait=_Waiting(screen).tell,
         )
@@ -97,6 +102,8 @@ def run_serve(
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
         left = runtime.finish()  # after a restart too: some may not know yet
         coordinator.save_log(out or state / "runs" / coordinator.run)  # again, with the end
+        fail_point("coordinator.run.logged")
+        store.put(_ENDED, coordinator.run.encode())
         if left:
             screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
@@ -231,6 +238,7 @@ def _train(
             screen.print(f"going on after {resume.next_round} of {schedule.num_rounds} rounds")
             _release_again(resume, runtime)
         point = loop.run(resume)
+        runtime.let_go()
     sizes = {client: (round(runtime.weights.get(client, 0)), 0) for client in runtime.clients()}
     return outcome(
         loop,
@@ -267,7 +275,8 @@ def _refuse_done(store: Store, fingerprint: str, settings: str, stay: bool) -> N
 
     run = json.loads(store.get("run") or b"{}")
     same = run.get("fingerprint") == fingerprint and run.get("settings") == settings
-    if run.get("finished") and same and not stay and not Registry(store).present(run["id"], without_goodbye=True):
+    ended = same and (store.get(_ENDED) or b"").decode() == run["id"]
+    if ended and not stay and not Registry(store).present(run["id"], without_goodbye=True):
         raise InputError(
             f"run {run['id']} of this app and seed is done; give another --out or --seed for a new one, "
             "or --stay to go on serving"

@@ -57,13 +57,25 @@ def _show_coordinator(found: dict[str, Any]) -> None:
             f"run {found['run']}: {found['state']}, {found['task']} round {found['round'] + 1} is {found['phase']}, "
             f"{found['reported']} of {found['asked']} reports"
         )
+        if found["deadline_s"] is not None:
+            screen.print(f"open for {found['open_s']:.0f} s, closes after {found['deadline_s']:.0f} s at the latest")
+        if found["over_selection"] is not None:
+            screen.print(f"asks {found['over_selection']:.2f} times the clients it counts, learned from past rounds")
     table = new_table()
-    for column in ("client", "state", "last seen", "rounds counted", "refused"):
+    for column in ("client", "state", "last seen", "rounds counted", "too late", "refused"):
         table.add_column(column)
     for client in found["clients"]:
         seen = "never" if client["last_seen_s"] is None else f"{client['last_seen_s']:.0f} s ago"
         last = client["refused"][-1] if client["refused"] else ""
-        table.add_row(client["name"], client["state"], seen, str(client["rounds_counted"]), harmless(last))
+        cells = (
+            client["name"],
+            client["state"],
+            seen,
+            str(client["rounds_counted"]),
+            str(client["late"]),
+            harmless(last),
+        )
+        table.add_row(*cells)
     screen.print(table)
 
 

@@ -42,7 +42,15 @@ class RunError(HansaError):
 
 
 class Abandoned(RunError):
-    """Too few clients are left in this attempt; nothing was released and nothing is remembered."""
+    """Too few clients are left in this attempt; nothing was released and nothing is remembered.
+
+    ``may_heal``: somebody did not answer, or it was abandoned before a restart, so that another attempt may do better.
+    ``blamed`` are clients without whose mail this attempt might have gone on.
+    """
+
+    def __init__(self, message: str, *, may_heal: bool = False, blamed: Sequence[str] = ()) -> None:
+        self.may_heal, self.blamed = may_heal, tuple(blamed)
+        super().__init__(message)
 
 
 class ProtocolError(HansaError):

@@ -205,7 +205,12 @@ class Codec(Protocol):
 
 
 class Aggregator(Protocol):
-    """Merges updates, in one exchange or in several; the server's half is pure functions of frozen reports."""
+    """Merges updates, in one exchange or in several; the server's half is pure functions of frozen reports.
+
+    ``check_mail(exchange, mail) -> str`` is optional: what is wrong with one client's mail, or an empty text. Mail may
+    be any tree of arrays, numbers and texts. A coordinator asks before it accepts a report: what is let through,
+    ``ask`` and ``open`` should be able to read (where they fail all the same, see ``aggregators/careful.py``).
+    """
 
     linear: bool  # True: the sum is decoded. False: rows are decoded, then meet
 

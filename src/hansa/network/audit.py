@@ -21,6 +21,7 @@ from hansa.network.signing import canonical
 KINDS = (
     *("started", "stopped", "invited", "enrolled", "enrolment refused", "renewed", "replaced", "revoked", "hello"),
     *("planned", "report", "conflict", "request refused", "frozen", "abandoned", "settled", "released", "finished"),
+    *("filled", "closed"),  # a buffer has its reports; a slot of buffered rounds takes no more of them
 )
 START = "0" * 64  # the hash before the first entry
 _FIELDS = {"number", "at", "kind", "who", "what", "hash"}
@@ -179,7 +180,10 @@ class _Chain:
 
 @dataclass
 class _Story:
-    """What the entries say: each accepted report is frozen, late or abandoned, and counts once."""
+    """What the entries say: each accepted report is frozen in its slot, abandoned with it, held by a buffer or dropped.
+
+    And it counts once.
+    """
 
     problems: list[str] = field(default_factory=list)
     num_reports: int = 0
@@ -188,7 +192,10 @@ class _Story:
     reports: dict[tuple[str, str], dict[str, tuple[str, str]]] = field(default_factory=dict)
     frozen: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     abandoned: set[tuple[str, str]] = field(default_factory=set)
-    held: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # who is frozen in an attempt
+    filled: set[tuple[str, str]] = field(default_factory=set)  # buffers, named by their newest slot
+    closed: set[tuple[str, str]] = field(default_factory=set)  # slots of buffered rounds
+    buffered: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # of a slot: whose report a buffer holds
+    held: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # of an attempt: who is frozen or in a buffer
     settled: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     dropped: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # told that their update did not count
 
@@ -198,6 +205,8 @@ class _Story:
             "report": self._report,
             "frozen": self._frozen,
             "abandoned": self._abandoned,
+            "filled": self._filled,
+            "closed": self._closed,
             "settled": self._settled,
             "finished": self._finished,
         }.get(entry["kind"])
@@ -209,13 +218,22 @@ class _Story:
             self.problems.append(f"entry {entry['number']}: expected the fields of {entry['kind']!r}, found {error!r}")
 
     def _report(self, where: str, who: str, what: dict[str, Any]) -> None:
-        slot = self.reports.setdefault((what["run"], what["slot"]), {})
+        slot = (what["run"], what["slot"])
+        sent = self.reports.setdefault(slot, {})
         self.num_reports += 1
-        if who in slot:
+        if who in sent:
             self.problems.append(f"{where}: expected one report of {who} in {what['slot']}, found a second")
-        slot[who] = (what["sha256"], what["status"])
-        if what["status"] == "accepted" and (what["run"], what["slot"]) in self.frozen.keys() | self.abandoned:
+        sent[who] = (what["sha256"], what["status"])
+        if what["status"] != "accepted":
+            return
+        if self._is_over(slot):
             self.problems.append(f"{where}: expected no report accepted in {what['slot']} after it closed, found {who}")
+        elif who in self.settled.get((what["run"], _attempt_of(what["slot"])), ()):
+            self.problems.append(f"{where}: expected no report accepted of {who} after it was settled, found one")
+
+    def _is_over(self, slot: tuple[str, str]) -> bool:
+        """Whether a slot takes no more reports."""
+        return slot in self.frozen or slot in self.abandoned or slot in self.closed
 
     def _frozen(self, where: str, _who: str, what: dict[str, Any]) -> None:
         slot = (what["run"], what["slot"])
@@ -241,6 +259,42 @@ class _Story:
     def _abandoned(self, _where: str, _who: str, what: dict[str, Any]) -> None:
         self.abandoned.add((what["run"], what["slot"]))
 
+    def _filled(self, where: str, _who: str, what: dict[str, Any]) -> None:
+        run, buffer = what["run"], (what["run"], what["slot"])
+        if buffer in self.filled:
+            self.problems.append(f"{where}: expected buffer {what['slot']} to be filled once, found it again")
+        self.filled.add(buffer)
+        taken: set[str] = set()
+        for client, sha256, slot in what["reports"]:
+            if client in taken:
+                self.problems.append(f"{where}: expected {client} once in buffer {what['slot']}, found it twice")
+            taken.add(client)
+            if self.reports.get((run, slot), {}).get(client) != (sha256, "accepted"):
+                self.problems.append(f"{where}: expected the report that {client} sent for {slot}, found another")
+            waits = not self._is_over((run, slot)) and client not in self.settled.get((run, _attempt_of(slot)), ())
+            if client in self.buffered.setdefault((run, slot), set()) or not waits:
+                self.problems.append(
+                    f"{where}: expected a report of {client} for {slot} that waits, found it dealt with"
+                )
+            self.buffered[run, slot].add(client)
+            self.held.setdefault((run, _attempt_of(slot)), set()).add(client)
+        for client, reason, slot in what["refused"]:
+            self.reports[run, slot][client] = (reason, "refused")
+
+    def _closed(self, where: str, _who: str, what: dict[str, Any]) -> None:
+        slot = (what["run"], what["slot"])
+        for client in self._left(slot):
+            self.problems.append(
+                f"{where}: expected the report of {client} for {what['slot']} dealt with, found it open"
+            )
+        self.closed.add(slot)
+
+    def _left(self, slot: tuple[str, str]) -> list[str]:
+        """Whose accepted report for a slot was not dealt with, where the slot was not closed with its reports."""
+        done = self.buffered.get(slot, set()) | self.dropped.get((slot[0], _attempt_of(slot[1])), set())
+        sent = self.reports.get(slot, {})
+        return sorted(name for name, (_, status) in sent.items() if status == "accepted" and name not in done)
+
     def _settled(self, where: str, _who: str, what: dict[str, Any]) -> None:
         attempt = (what["run"], what["attempt"])
         done = self.settled.setdefault(attempt, set())
@@ -261,11 +315,10 @@ class _Story:
 
     def end(self) -> None:
         """Reports that nobody dealt with: open while their run goes on, lost once it has finished."""
-        for (run, slot), sent in self.reports.items():
-            if (run, slot) in self.frozen or (run, slot) in self.abandoned:
+        for run, slot in self.reports:
+            if self._is_over((run, slot)):
                 continue
-            dropped = self.dropped.get((run, _attempt_of(slot)), set())
-            left = sorted(name for name, (_, status) in sent.items() if status == "accepted" and name not in dropped)
+            left = self._left((run, slot))
             self.num_open += len(left)
             if left and run in self.finished:
                 self.problems.append(

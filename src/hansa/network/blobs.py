@@ -102,6 +102,12 @@ class Blobs:
                 self._sweeping = False
                 self._quiet.notify_all()
 
+    def drop(self, names: Collection[str]) -> None:
+        """Remove some blobs."""
+        for name in names:
+            if (path := self.path(name)) is not None:
+                path.unlink(missing_ok=True)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every other blob, and temporary files that a crash left behind."""
         for path in self.folder.iterdir():
@@ -148,11 +154,16 @@ def write_new(folder: Path, pieces: Iterable[Buffer], prefix: str = ".new-") -> 
 
 def write_file(path: Path, body: bytes | Packed, *, private: bool = False) -> None:
     """Replace ``path`` by one rename; ``private`` files can be read by their owner alone, from the first byte on."""
+    write_all(path, _pieces(body), private=private)
+
+
+def write_all(path: Path, pieces: Iterable[Buffer], *, private: bool = False) -> None:
+    """``write_file``, of pieces that are never in memory together."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".new-{path.name}-"
     for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
         left.unlink(missing_ok=True)
-    temporary, _ = write_new(path.parent, _pieces(body), prefix)
+    temporary, _ = write_new(path.parent, pieces, prefix)
     if not private:
         os.chmod(temporary, 0o644)
     fail_point("file.written")

@@ -20,7 +20,8 @@ from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
 from hansa.network.blobs import Blobs, let_go, map_file
 from hansa.network.failpoints import fail_point
-from hansa.network.journal import append, save_log, sign_head
+from hansa.network.forgetting import unsettled
+from hansa.network.journal import append, save_log, sign_head, tell_of_older
 from hansa.network.looks import fault_of, form_of, plain
 from hansa.network.messages import (
     NO_FROZEN,
@@ -69,9 +70,11 @@ class Coordinator:
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
         self.listeners: list[Callable[[], None]] = []
         self.num_params = federation.update_size()
+        self.heard_s: dict[str, float] = {}  # when each client asked for work last, by the clock of the rounds
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
         with store.write() as db:
+            tell_of_older(db, store.clock())
             append(db, store.clock(), "started", "", {"run": self.run, "version": __version__})
         if self.released is not None:  # before anybody asks: a crash may have come in the middle of it
             self._forget(self.released)
@@ -117,6 +120,7 @@ class Coordinator:
         here = self.registry.here(self.run, name)
         if here is None:
             raise Refusal("hello-first", "work: expected a hello for this run first, found none; say hello")
+        self.hear(name)
         given = self.rounds.next_plan(name)
         settled = self.rounds.settled_since(name, acknowledged)  # read after the plan: it holds all that came before it
         newest = self.released
@@ -144,11 +148,16 @@ class Coordinator:
             return 8 * size + _SLACK
         return int(packed(size)) + _NAMES
 
+    def hear(self, name: str) -> None:
+        """Note that a client asks for work."""
+        self.heard_s[name] = self.rounds.times.monotonic()
+
     def expect(self, run: str, sent: Sent, size: int | None = None) -> Receipt | None:
         """The receipt that a report has already, or None when its bytes are welcome: ``size`` of them, where known.
 
-        A report to a slot that is settled is recorded as late without its bytes. Raises ``Refusal`` for a report that
-        was not asked for, is too large, or is another than the one that stands.
+        A report that can count no more (its slot is settled, or nobody waits for it) is recorded as late without its
+        bytes. Raises ``Refusal`` for a report that was not asked for, is too large, or is another than the one that
+        stands.
         """
         if run != self.run:
             raise Refusal("not-asked", "report: expected one for the run that is on, found another run; ask for work")
@@ -162,7 +171,7 @@ class Coordinator:
                 raise Refusal("too-large", f"report: expected at most {largest} bytes, found {size}")
         if receipt is not None and receipt.sha256 == sent.sha256:
             return receipt
-        settled = size is not None and row.state in ("aggregated", "abandoned")
+        settled = size is not None and (row.given_up or row.state in ("aggregated", "abandoned"))
         if receipt is None and not settled:
             return None
         return self.rounds.record(sent.slot, Arrival(client=sent.client, sha256=sent.sha256, size=size or 0))
@@ -255,7 +264,7 @@ class Coordinator:
             fail_point("coordinator.release.forgotten")
             self.updates.keep_only(reports)
         self.models.keep_only(shown | set(released.vectors.values()))
-        self.uploads.keep_only(self.rounds.unsettled())
+        self.uploads.keep_only(unsettled(self.store, self.run))
         fail_point("coordinator.release.cleaned")
 
     def finish(self) -> None:
@@ -334,6 +343,8 @@ class Coordinator:
                 refused, form = fault_of(report.payload, parts.must_be_finite, free), form_of(report.payload)
             elif not refused and learn and getattr(parts.aggregator, "reveals_rows", True):
                 refused = "report holds no update"
+            elif not refused and hasattr(parts.aggregator, "check_mail"):
+                refused = parts.aggregator.check_mail(slot.exchange, report.payload[name])
         except ProtocolError as error:
             refused = str(error)
         except Exception as error:  # a codec may fail in any way on bytes that it did not make

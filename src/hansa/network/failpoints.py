@@ -33,7 +33,8 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "file.filled": "a new file's content is written under a temporary name, not synced",
         "file.written": "a small file's content is on disk under a temporary name; the file itself is as it was",
         # The coordinator starts.
-        "coordinator.store.created": "the database has its tables; its schema has no number yet",
+        "coordinator.store.creating": "the database's tables are made or brought up to date, not committed",
+        "coordinator.store.created": "the database has its tables and the number of their schema",
         "coordinator.store.locked": "this process is the one coordinator of the state folder",
         "coordinator.authority.keyed": "the authority's key is kept, its certificate is not",
         "coordinator.authority.made": "the authority's key and certificate are kept",
@@ -44,7 +45,7 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.client.enrolled": "a client is committed, its certificate has not left",
         "coordinator.hello.noted": "a client is present, its welcome has not left",
         # A slot opens.
-        "coordinator.population.noted": "who could take part in the round is stored",
+        "coordinator.population.noted": "what the round keeps to (who could take part in it, say) is stored",
         "coordinator.plan.made": "a plan is made, nothing of it is kept",
         "coordinator.plan.noted": "the plan's hash is stored, nothing of it is shown",
         "coordinator.blob.synced": "a blob's temporary file is on disk, not renamed",
@@ -69,6 +70,18 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.round.aggregated": "the next state is in memory, nothing of it is kept",
         "coordinator.slot.settling": "settlements are written, not committed",
         "coordinator.slot.settled": "clients can learn that their updates counted, no checkpoint holds them",
+        # Buffered rounds: what is too old is closed, seats are filled, a buffer fills and is settled. Slots grow older.
+        "coordinator.buffer.tidying": "plans that are too old are closed, not committed",
+        "coordinator.buffer.tidied": "plans that are too old are closed, no buffer was filled since",
+        "coordinator.buffer.published": "a plan's vectors can be downloaded, nobody new is shown it",
+        "coordinator.buffer.noted": "a buffered plan's hash is stored, nobody new is shown it",
+        "coordinator.buffer.showing": "the parts of some clients are written, not committed",
+        "coordinator.buffer.shown": "some clients more are at work",
+        "coordinator.buffer.filling": "which reports a buffer holds is written, not committed",
+        "coordinator.buffer.filled": "a buffer holds its reports for ever, none was read",
+        "coordinator.buffer.settling": "settlements of a buffer are written, not committed",
+        "coordinator.elapsed.noting": "how long a slot has been open is written, not committed",
+        "coordinator.elapsed.noted": "how long a slot has been open is stored",
         # A round ends.
         "coordinator.checkpoint.written": "the checkpoint is on disk under a temporary name",
         "coordinator.checkpoint.renamed": "the checkpoint has replaced the one before, the folder is not synced",
@@ -81,6 +94,7 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.run.trained": "all rounds are done and scored, the run directory is not written",
         "coordinator.run.saved": "the run directory is written, clients are not told that the run is over",
         "coordinator.run.finished": "the run is marked as over",
+        "coordinator.run.logged": "the run directory holds the log to its end, the run is not marked as complete",
         "coordinator.goodbye.noted": "a client is noted as gone, it does not know",
         # A client enrols.
         "client.key.kept": "the client's key is kept, its signing request is not",

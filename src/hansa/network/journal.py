@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from hansa.network.audit import KINDS, START, entry_hash, plain, signed_head
-from hansa.network.blobs import sync_folder, write_file
+from hansa.network.blobs import write_all, write_file
 from hansa.network.receipts import Seal
 from hansa.network.signing import canonical
-from hansa.network.store import Store, audit, put
+from hansa.network.store import Store, audit, put, reports, slots
 
 _A_MINUTE_S = 60.0
 _OF_STRANGERS = 10
@@ -43,6 +44,21 @@ def append_of_strangers(db: sa.Connection, at: float, kind: str, who: str, what:
     tenth = sa.select(audit.c.at).where(audit.c.kind == kind).order_by(audit.c.number.desc())
     if not _is_recent(db.scalar(tenth.limit(1).offset(_OF_STRANGERS - 1)), at):
         append(db, at, kind, who, what)
+
+
+def tell_of_older(db: sa.Connection, at: float) -> None:
+    """Begin the log with what an older hansa, which kept none, left in open slots: later entries tell how it ended."""
+    if db.execute(sa.select(audit.c.number).where(audit.c.kind == "started").limit(1)).first() is not None:
+        return
+    joined = sa.select(reports, slots.c.run, slots.c.slot, slots.c.state).join(slots, slots.c.id == reports.c.slot_id)
+    frozen = defaultdict[tuple[str, str], list[list[str]]](list)
+    for row in db.execute(joined.where(slots.c.state.in_(("collecting", "frozen"))).order_by(reports.c.arrival)).all():
+        what = {"run": row.run, "slot": row.slot, "status": row.status, "sha256": row.sha256, "size": row.size}
+        append(db, at, "report", row.client, {**what, **({"reason": row.reason} if row.reason else {})})
+        if row.state == "frozen":
+            frozen[row.run, row.slot] += [[row.client, row.sha256]] if row.status == "accepted" else []
+    for (run, slot), kept in frozen.items():
+        append(db, at, "frozen", "", {"run": run, "slot": slot, "reports": kept, "refused": []})
 
 
 def _is_recent(then: float | None, at: float) -> bool:
@@ -76,17 +92,12 @@ def lines(store: Store) -> Iterator[bytes]:
 def save_log(store: Store, seal: Seal, authority: bytes, folder: Path) -> Path:
     """Write ``log.jsonl``, whose last line is the signed head, and ``authority.pem`` into a run directory."""
     sign_head(store, seal)
-    path, new = folder / "log.jsonl", folder / ".log.jsonl.new"
+    path = folder / "log.jsonl"
     head = store.get(_HEAD)
     last = json.loads(head)["head"]["number"] if head else 0
-    with store.read() as db, new.open("wb") as file:
-        for row in db.execute(sa.select(audit).where(audit.c.number <= last).order_by(audit.c.number)):
-            file.write(_line(row) + b"\n")
-        file.write((head or b"{}") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    sync_folder(folder)
+    with store.read() as db:
+        chosen = sa.select(audit).where(audit.c.number <= last).order_by(audit.c.number)
+        write_all(path, chain((_line(row) + b"\n" for row in db.execute(chosen)), [(head or b"{}") + b"\n"]))
     write_file(folder / "authority.pem", authority)
     return path
 
@@ -98,4 +109,4 @@ def _line(row: Any) -> bytes:
     return b'{"at":%b,"hash":%b,"kind":%b,"number":%b,"what":%b,"who":%b}' % (at, found, kind, number, what, who)
 
 
-__all__ = ["append", "append_of_strangers", "append_seldom", "lines", "save_log", "sign_head"]
+__all__ = ["append", "append_of_strangers", "append_seldom", "lines", "save_log", "sign_head", "tell_of_older"]

@@ -1,15 +1,15 @@
 """The round as a durable state machine: planned, collecting, frozen, aggregated; each step is one transaction.
 
 A slot's row names its plan by hash, so that a coordinator that starts again can only go on with the same plan. The
-set of reports is frozen once and read for ever.
+set of reports is frozen once and read for ever. Slots of buffered rounds stay open over several rounds: see buffers.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -17,21 +17,24 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
 from hansa.network.failpoints import fail_point
+from hansa.network.forgetting import forget
 from hansa.network.journal import append, append_seldom
 from hansa.network.messages import Receipt, Refusal, Settlement
 from hansa.network.receipts import Seal
 from hansa.network.registry import refuse_revoked
+from hansa.network.slot_times import SlotTimes
 from hansa.network.store import (
     Store,
     assignments,
     clients,
-    counters,
     reports,
     secrets,
     settlements,
     slots,
     vectors,
 )
+
+REVOKED = sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,35 @@ class Arrival:
     form: str = ""
 
 
+class Terms(NamedTuple):
+    """When a slot closes: with ``goal`` accepted reports, or ``deadline_s`` after it was opened; None: not for that.
+
+    One that is ``buffered`` does not close so: its reports are counted as they arrive (buffers.py).
+    """
+
+    goal: int | None = None
+    deadline_s: float | None = None
+    buffered: bool = False
+
+
+WITH_EVERYONE = Terms()
+
+
+class Progress(NamedTuple):
+    """Where a slot stands: its state, who is waited for, reports accepted (those of the commonest form), its terms."""
+
+    state: str
+    waiting: list[str]
+    accepted: int
+    terms: Terms
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody need be waited for: it is closed, everybody has answered, or its goal is reached."""
+        goal = self.terms.goal
+        return self.state != "collecting" or not self.waiting or (goal is not None and self.accepted >= goal)
+
+
 @dataclass(frozen=True)
 class Rounds:
     """The slots of one run in a store. ``seal`` signs receipts; without it they are not signed."""
@@ -52,26 +84,29 @@ class Rounds:
     store: Store
     run: str
     seal: Seal | None = None
+    times: SlotTimes = field(default_factory=SlotTimes)
 
-    def plan(self, slot: Slot, learn: bool, plan_hash: str) -> str:
+    def plan(self, slot: Slot, learn: bool, plan_hash: str, terms: Terms = WITH_EVERYONE) -> str:
         """Note a plan before anything of it is shown; the slot's state (``planned``, or further after a restart).
 
-        Raises ``RunError`` when another plan was made for this slot before.
+        The slot's stopwatch starts, or goes on; its terms are those of the first time. Raises ``RunError`` when another
+        plan was made for it before.
         """
         with self.store.write() as db:
             row = self._row(db, slot)
             if row is None:
                 values = {"run": self.run, "slot": str(slot), "task": slot.task, "round": slot.round}
                 more = {"attempt": slot.attempt, "learn": learn, "state": "planned", "plan_hash": plan_hash}
-                db.execute(slots.insert().values(**values, **more, started_at=self.store.clock()))
-                self._log(db, "planned", "", slot=str(slot), plan=plan_hash)
-                return "planned"
-        if row.plan_hash != plan_hash:
+                more |= {**terms._asdict(), "started_at": self.store.clock()}
+                db.execute(slots.insert().values(**values, **more))
+                self.log(db, "planned", "", slot=str(slot), plan=plan_hash)
+        self.times.begin(str(slot), row.elapsed_s if row else 0.0)
+        if row is not None and row.plan_hash != plan_hash:
             raise RunError(
                 f"{slot}: expected the plan that was made before the restart, found another; "
                 "start again with the same app, settings, seed and version of hansa, or use another --state"
             )
-        return str(row.state)
+        return str(row.state) if row else "planned"
 
     def collect(self, slot: Slot, bodies: Mapping[str, bytes], named: Mapping[str, str]) -> None:
         """Show each client its part of the plan, in the order of ``bodies``; ``named`` are the vectors' SHA-256."""
@@ -97,6 +132,7 @@ class Rounds:
                     slots.c.run == self.run,
                     slots.c.state == "collecting",
                     assignments.c.client == client,
+                    assignments.c.given_up.is_(False),
                     reports.c.client.is_(None),
                 )
                 .order_by(slots.c.id)
@@ -107,18 +143,15 @@ class Rounds:
         return Slot(row.round, row.attempt, row.slot.split("-", 3)[3], row.task), row.body
 
     def asked(self, slot: Slot, client: str) -> Any:
-        """The slot's row if this client was asked in it; ``Refusal`` otherwise."""
+        """The slot's row, with ``given_up``, if this client was asked in it; ``Refusal`` otherwise."""
+        chosen = (
+            sa.select(slots, assignments.c.given_up)
+            .join(assignments, assignments.c.slot_id == slots.c.id)
+            .where(slots.c.run == self.run, slots.c.slot == str(slot), assignments.c.client == client)
+        )
         with self.store.read() as db:
-            row = self._row(db, slot)
-            mine = (
-                row
-                and db.execute(
-                    sa.select(assignments.c.position).where(
-                        assignments.c.slot_id == row.id, assignments.c.client == client
-                    )
-                ).one_or_none()
-            )
-        if not mine:
+            row = db.execute(chosen).one_or_none()
+        if row is None:
             raise Refusal("not-asked", f"report: expected a slot that {client} was asked in, found {slot}")
         return row
 
@@ -137,7 +170,8 @@ class Rounds:
     def record(self, slot: Slot, arrival: Arrival) -> Receipt:
         """Count a report once: the same bytes again get the same receipt, other bytes a ``Refusal``.
 
-        A report to a slot that no longer collects is recorded as late.
+        A report to a slot that no longer collects, or whose goal is reached, is recorded as late: hence a slot never
+        holds more accepted reports of a form than its goal, and those are the first.
         """
         with self.store.write() as db:
             row = self._known(db, slot)
@@ -145,7 +179,8 @@ class Rounds:
             found = db.execute(sa.select(reports).where(mine)).one_or_none()
             refuse_revoked(db, arrival.client)
             if found is None:
-                status = "late" if row.state != "collecting" else "refused" if arrival.refused else "accepted"
+                elapsed_s = self.times.elapsed_s(str(slot))
+                asked_s, status = self._status(db, row, arrival)
                 db.execute(
                     reports.insert().values(
                         slot_id=row.id,
@@ -156,15 +191,17 @@ class Rounds:
                         reason=arrival.refused[:500],
                         form=arrival.form,
                         received_at=self.store.clock(),
+                        arrival=sa.select(sa.func.coalesce(sa.func.max(reports.c.arrival), 0) + 1).scalar_subquery(),
+                        took_s=None if elapsed_s is None else elapsed_s - asked_s,
                     )
                 )
                 found = db.execute(sa.select(reports).where(mine)).one()
                 more = {"reason": found.reason} if found.reason else {}
                 told = {"sha256": found.sha256, "size": found.size, **more}
-                self._log(db, "report", arrival.client, slot=str(slot), status=status, **told)
+                self.log(db, "report", arrival.client, slot=str(slot), status=status, **told)
                 fail_point("coordinator.report.recording")
             elif found.sha256 != arrival.sha256:
-                self._log(db, "conflict", arrival.client, slot=str(slot), first=found.sha256, second=arrival.sha256)
+                self.log(db, "conflict", arrival.client, slot=str(slot), first=found.sha256, second=arrival.sha256)
         fail_point("coordinator.report.recorded")
         if found.sha256 != arrival.sha256:
             raise Refusal(
@@ -174,32 +211,48 @@ class Rounds:
             )
         return self._receipt(slot, found)
 
-    def progress(self, slot: Slot) -> tuple[str, list[str], int]:
-        """A slot's state, the clients that are still waited for, and the number of reports accepted."""
+    def progress(self, slot: Slot) -> Progress:
+        """Where a slot stands; clients that were revoked are not waited for."""
         with self.store.read() as db:
             row = self._known(db, slot)
-            gone = sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))
             said = sa.select(reports.c.client).where(reports.c.slot_id == row.id)
             waiting = db.execute(
                 sa.select(assignments.c.client)
                 .where(
                     assignments.c.slot_id == row.id,
                     assignments.c.client.not_in(said),
-                    assignments.c.client.not_in(gone),
+                    assignments.c.client.not_in(REVOKED),
                 )
                 .order_by(assignments.c.position)
             )
-            accepted = sa.select(sa.func.count()).where(reports.c.slot_id == row.id, reports.c.status == "accepted")
-            return str(row.state), [one.client for one in waiting], int(db.scalar(accepted) or 0)
+            alike = (
+                sa.select(sa.func.count().label("accepted"))
+                .where(reports.c.slot_id == row.id, reports.c.status == "accepted")
+                .group_by(reports.c.form)
+            )
+            accepted = max((r.accepted for r in db.execute(alike)), default=0)
+            terms = Terms(row.goal, row.deadline_s, row.buffered)
+            return Progress(row.state, [one.client for one in waiting], accepted, terms)
+
+    def note_elapsed(self, slot: Slot, every_s: float) -> None:
+        """Note how long a slot has been open, if that was last noted ``every_s`` ago or more."""
+        elapsed_s = self.times.due(str(slot), every_s)
+        if elapsed_s is not None:
+            mine = sa.and_(slots.c.run == self.run, slots.c.slot == str(slot))
+            with self.store.write() as db:
+                db.execute(slots.update().where(mine).values(elapsed_s=elapsed_s))
+                fail_point("coordinator.elapsed.noting")
+            fail_point("coordinator.elapsed.noted")
 
     def freeze(self, slot: Slot, min_clients: int) -> None:
         """Close a slot: rows of another form than most are refused; with too few left the attempt is abandoned.
 
-        Raises ``Abandoned`` then, and every time the slot is closed again.
+        Raises ``Abandoned`` then, and every time the slot is closed again. It may heal where somebody was silent.
         """
         with self.store.write() as db:
             row = self._known(db, slot)
-            if row.state == "collecting":
+            state = row.state
+            if state == "collecting":
                 accepted = [r for r in _reports(db, row.id) if r.status == "accepted"]
                 forms = Counter(r.form for r in accepted)
                 usual = forms.most_common(1)[0][0] if forms else ""
@@ -210,16 +263,19 @@ class Rounds:
                     db.execute(reports.update().where(mine).values(status="refused", reason=reason[:500]))
                     refused.append([odd.client, reason])
                 state = "frozen" if forms and forms[usual] >= min_clients else "abandoned"
-                db.execute(slots.update().where(slots.c.id == row.id).values(state=state))
+                elapsed_s = self.times.elapsed_s(str(slot)) or row.elapsed_s
+                db.execute(slots.update().where(slots.c.id == row.id).values(state=state, elapsed_s=elapsed_s))
                 kept = [[r.client, r.sha256] for r in accepted if r.form == usual]
-                self._log(db, state, "", slot=str(slot), reports=kept, refused=refused)
-                row = self._known(db, slot)
+                self.log(db, state, "", slot=str(slot), reports=kept, refused=refused)
                 fail_point("coordinator.slot.freezing")
+            num_asked = db.scalar(sa.select(sa.func.count()).where(assignments.c.slot_id == row.id))
+            num_silent = num_asked - sum(r.status != "late" for r in _reports(db, row.id))
         fail_point("coordinator.slot.frozen")
-        if row.state == "abandoned":
+        if state == "abandoned":
             raise Abandoned(
                 f"{slot.task} round {slot.round}: expected reports of at least {min_clients} clients, found fewer; "
-                "nothing was released"
+                "nothing was released",
+                may_heal=num_silent > 0 or row.state == "abandoned",
             )
 
     def frozen(self, slot: Slot) -> list[Any]:
@@ -231,25 +287,17 @@ class Rounds:
         """Tell every client of an attempt whether its update counted; False when that was done before."""
         same = (slots.c.run == self.run, slots.c.task == slot.task, slots.c.round == slot.round)
         attempt = sa.and_(*same, slots.c.attempt == slot.attempt)
-        where = {"run": self.run, "task": slot.task, "round": slot.round, "attempt": slot.attempt}
+        did = set(counted)
         with self.store.write() as db:
             open_slots = sa.and_(attempt, slots.c.state.in_(("planned", "collecting", "frozen")))
             state = "aggregated" if counted else "abandoned"
-            changed = db.execute(slots.update().where(open_slots).values(state=state)).rowcount
+            changed = db.execute(slots.update().where(open_slots).values(state=state)).rowcount > 0
             in_attempt = sa.select(slots.c.id).where(attempt)
             named = sa.select(assignments.c.client).where(assignments.c.slot_id.in_(in_attempt)).distinct()
-            names, told = sorted(row.client for row in db.execute(named)), list[str]()
-            for name in names:
-                row = upsert(settlements).values(**where, client=name, counted=name in set(counted))
-                if db.execute(row.on_conflict_do_nothing()).rowcount:
-                    told.append(name)
-            if changed or told:
-                said = {"attempt": f"{slot.task}-{slot.round}-{slot.attempt}"}
-                yes = [name for name in told if name in set(counted)]
-                no = [name for name in told if name not in set(counted)]
-                self._log(db, "settled", "", **said, counted=yes, dropped=no)
+            names = sorted(row.client for row in db.execute(named))
+            told = self.tell(db, slot, {name: name in did for name in names}, closed=changed)
             fail_point("coordinator.slot.settling")
-        return bool(changed or told)
+        return changed or told
 
     def settled_since(self, client: str, number: int) -> tuple[Settlement, ...]:
         """A client's settlements of this run after the one it saw last."""
@@ -272,67 +320,38 @@ class Rounds:
             return kept
 
     def forget(self, before: int) -> tuple[set[str], set[str]]:
-        """Drop secrets and plans of training rounds up to ``before``, whose result is durable elsewhere.
+        """Drop what only a replay of rounds up to ``before`` would need; see forgetting.py."""
+        return forget(self.store, self.run, before)
 
-        Returns the SHA-256 of the reports and of the vectors that are still needed.
+    def tell(self, db: sa.Connection, slot: Slot, counted: Mapping[str, bool], *, closed: bool = False) -> bool:
+        """Settle, within a transaction, clients of an attempt that were not settled before; whether there were any.
+
+        ``closed``: the attempt's slots were closed with it, which is an entry of the log even if nobody is told.
         """
-        done = sa.or_(
-            sa.and_(slots.c.task != "prepare", slots.c.round <= before),
-            sa.and_(slots.c.task == "prepare", slots.c.state == "aggregated"),
-        )
-        old = sa.select(slots.c.id).where(slots.c.run == self.run, done)
-        other = sa.select(slots.c.id).where(slots.c.run != self.run)
-        with self.store.write() as db:
-            shown_before = sa.or_(assignments.c.slot_id.in_(old), assignments.c.slot_id.in_(other))
-            db.execute(assignments.update().where(shown_before, assignments.c.body.is_not(None)).values(body=None))
-            for row in db.execute(sa.select(secrets.c.name).where(secrets.c.run == self.run)).all():
-                if _is_past(row.name, before):
-                    db.execute(secrets.delete().where(secrets.c.run == self.run, secrets.c.name == row.name))
-            db.execute(secrets.delete().where(secrets.c.run != self.run))
-            live = sa.select(slots.c.id).where(slots.c.run == self.run, sa.not_(done))
-            kept = db.execute(sa.select(reports.c.sha256).where(reports.c.slot_id.in_(live)))
-            shown = db.execute(sa.select(vectors.c.sha256).where(vectors.c.slot_id.in_(live)))
-            return {row.sha256 for row in kept}, {row.sha256 for row in shown}
+        where = {"run": self.run, "task": slot.task, "round": slot.round, "attempt": slot.attempt}
+        rows = {name: upsert(settlements).values(**where, client=name, counted=did) for name, did in counted.items()}
+        told = [name for name, row in rows.items() if db.execute(row.on_conflict_do_nothing()).rowcount]
+        if told or closed:
+            yes, no = [name for name in told if counted[name]], [name for name in told if not counted[name]]
+            self.log(db, "settled", "", attempt=f"{slot.task}-{slot.round}-{slot.attempt}", counted=yes, dropped=no)
+        return bool(told)
 
-    def unsettled(self) -> set[str]:
-        """The slots of this run whose outcome is still open."""
-        chosen = sa.select(slots.c.slot).where(
-            slots.c.run == self.run, slots.c.state.not_in(("aggregated", "abandoned"))
-        )
-        with self.store.read() as db:
-            return {row.slot for row in db.execute(chosen)}
-
-    def refusals(self) -> list[dict[str, Any]]:
-        """Every refusal of this run while training or preparing: round, client, reason."""
-        chosen = (
-            sa.select(slots.c.round, reports.c.client, reports.c.reason)
-            .join(reports, reports.c.slot_id == slots.c.id)
-            .where(slots.c.run == self.run, reports.c.status == "refused", slots.c.task != "evaluate")
-            .order_by(slots.c.id, reports.c.client)
-        )
-        with self.store.read() as db:
-            return [{"round": r.round, "client": r.client, "reason": r.reason} for r in db.execute(chosen)]
-
-    def add_traffic(self, counts: Mapping[tuple[str, str, str, int], tuple[int, int]]) -> None:
-        """Add counts of bodies and their bytes, by kind, direction, task and round."""
-        with self.store.write() as db:
-            for (kind, direction, task, number), (count, size) in counts.items():
-                row = upsert(counters).values(
-                    run=self.run, kind=kind, direction=direction, task=task, round=number, count=count, bytes=size
-                )
-                more = {"count": counters.c.count + count, "bytes": counters.c.bytes + size}
-                key = ["run", "kind", "direction", "task", "round"]
-                db.execute(row.on_conflict_do_update(index_elements=key, set_=more))
-
-    def traffic(self) -> list[Any]:
-        """Every counter of this run."""
-        with self.store.read() as db:
-            return list(db.execute(sa.select(counters).where(counters.c.run == self.run)))
-
-    def _log(self, db: sa.Connection, kind: str, who: str, **what: Any) -> None:
+    def log(self, db: sa.Connection, kind: str, who: str, **what: Any) -> None:
         """An entry of the audit log, in the transaction of what it tells of."""
         write = append_seldom if kind == "conflict" else append
         write(db, self.store.clock(), kind, who, {"run": self.run, **what})
+
+    def _status(self, db: sa.Connection, row: Any, arrival: Arrival) -> tuple[float, str]:
+        """When a client was asked, and what its report is to this slot: accepted, refused or late."""
+        mine = sa.and_(assignments.c.slot_id == row.id, assignments.c.client == arrival.client)
+        asked = db.execute(sa.select(assignments.c.asked_s, assignments.c.given_up).where(mine)).one()
+        if row.state != "collecting" or asked.given_up:
+            return asked.asked_s, "late"
+        if arrival.refused:
+            return asked.asked_s, "refused"
+        alike = sa.and_(reports.c.slot_id == row.id, reports.c.status == "accepted", reports.c.form == arrival.form)
+        is_full = row.goal is not None and db.scalar(sa.select(sa.func.count()).where(alike)) >= row.goal
+        return asked.asked_s, "late" if is_full else "accepted"
 
     def _receipt(self, slot: Slot, row: Any) -> Receipt:
         """The receipt of a report's row, signed."""
@@ -355,14 +374,6 @@ class Rounds:
         row = self._row(db, slot)
         assert row is not None, f"{slot} was never planned"
         return row
-
-
-def _is_past(name: str, before: int) -> bool:
-    """Whether a secret (``secret TASK ROUND ATTEMPT``) is of a preparation or of a round up to ``before``."""
-    parts = name.split(" ")
-    if len(parts) != 4 or parts[0] != "secret":
-        return False
-    return parts[1] == "prepare" or int(parts[2]) <= before
 
 
 def _reports(db: sa.Connection, slot_id: int) -> list[Any]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hansa.core.errors import InputError
 from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 
-_SCHEMA = "1"
+_SCHEMA = "2"
 _FILE = "coordinator.db"
 _BUSY_S = 10.0  # that a transaction waits for another process to let go of the database
 metadata = sa.MetaData()
@@ -78,7 +78,12 @@ slots = sa.Table(
     sa.Column("state", sa.String, nullable=False),  # planned -> collecting -> frozen -> aggregated; or abandoned
     sa.Column("plan_hash", sa.String, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("elapsed_s", sa.Float, nullable=False, server_default="0"),  # open so far, by a clock that nobody sets
+    sa.Column("deadline_s", sa.Float),  # how long it may be open; None: until everyone has answered
+    sa.Column("goal", sa.Integer),  # accepted reports that close it; None: everyone is waited for
+    sa.Column("buffered", sa.Boolean, nullable=False, server_default="0"),  # its reports are counted as they arrive
     sa.UniqueConstraint("run", "slot"),
+    sa.Index("slots_by_state", "run", "state"),
 )
 assignments = sa.Table(
     "assignments",
@@ -87,6 +92,8 @@ assignments = sa.Table(
     sa.Column("client", sa.String, primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("body", sa.LargeBinary),
+    sa.Column("asked_s", sa.Float, nullable=False, server_default="0"),  # how long the slot had been open then
+    sa.Column("given_up", sa.Boolean, nullable=False, server_default="0"),  # of a buffered slot: waited for no more
     sa.Index("assignments_by_client", "client"),
 )
 vectors = sa.Table(
@@ -107,6 +114,11 @@ reports = sa.Table(
     sa.Column("reason", sa.String, nullable=False, default=""),
     sa.Column("form", sa.String, nullable=False, default=""),  # sizes and names, to compare rows of one slot
     sa.Column("received_at", sa.Float, nullable=False),
+    sa.Column("arrival", sa.Integer, nullable=False, server_default="0"),  # 1, 2, 3, ... in the order of arrival
+    sa.Column("took_s", sa.Float),  # from plan to report, where the coordinator was there all the while
+    sa.Column("counted_in", sa.String),  # the buffer that holds it, named by its newest slot
+    sa.Index("reports_by_arrival", "arrival"),
+    sa.Index("reports_by_client", "client", "arrival"),
 )
 secrets = sa.Table(
     "secrets",
@@ -174,14 +186,12 @@ class Store:
         self._lock: Any = None
         self._patient: int | None = None  # the thread that waits for as long as another process keeps the database
         with self.write() as db:
-            metadata.create_all(db)
+            if (found := _schema_of(db)) != _SCHEMA:
+                _migrate(db, found, folder)
+                metadata.create_all(db)
+                put(db, "schema", _SCHEMA.encode())
+            fail_point("coordinator.store.creating")
         fail_point("coordinator.store.created")
-        if (found := self.get("schema") or _SCHEMA.encode()) != _SCHEMA.encode():
-            raise InputError(
-                f"{folder}: expected a state folder of schema {_SCHEMA}, found {found.decode()}; "
-                "use the version of hansa that made it, or another --state"
-            )
-        self.put("schema", _SCHEMA.encode())
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -268,6 +278,48 @@ def put(db: sa.Connection, key: str, value: bytes) -> None:
     """Store a value within a transaction."""
     row = upsert(meta).values(key=key, value=value)
     db.execute(row.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
+
+
+# What leads from a schema to the next, in one transaction; tables that are new need no step.
+_ROUNDS_TO_2 = (
+    "ALTER TABLE slots ADD COLUMN elapsed_s FLOAT DEFAULT '0' NOT NULL",
+    "ALTER TABLE slots ADD COLUMN deadline_s FLOAT",
+    "ALTER TABLE slots ADD COLUMN goal INTEGER",
+    "ALTER TABLE slots ADD COLUMN buffered BOOLEAN DEFAULT '0' NOT NULL",
+    "CREATE INDEX slots_by_state ON slots (run, state)",
+    "ALTER TABLE assignments ADD COLUMN asked_s FLOAT DEFAULT '0' NOT NULL",
+    "ALTER TABLE assignments ADD COLUMN given_up BOOLEAN DEFAULT '0' NOT NULL",
+    "ALTER TABLE reports ADD COLUMN arrival INTEGER DEFAULT '0' NOT NULL",
+    "ALTER TABLE reports ADD COLUMN took_s FLOAT",
+    "ALTER TABLE reports ADD COLUMN counted_in VARCHAR",
+    "UPDATE reports SET arrival = rowid",  # rows are never removed, hence these are in the order of arrival
+    "CREATE INDEX reports_by_arrival ON reports (arrival)",
+    "CREATE INDEX reports_by_client ON reports (client, arrival)",
+)
+_STEPS: Mapping[str, tuple[str, Sequence[str]]] = {"1": ("2", _ROUNDS_TO_2)}
+
+
+def _schema_of(db: sa.Connection) -> str:
+    """The schema of the tables that are there; empty where there are none.
+
+    Tables without a number are of schema 1, and of a process that died between the two.
+    """
+    if not sa.inspect(db).has_table("meta"):
+        return ""
+    return (db.scalar(sa.select(meta.c.value).where(meta.c.key == "schema")) or b"1").decode()
+
+
+def _migrate(db: sa.Connection, found: str, folder: Path) -> None:
+    """Bring the tables of an older hansa to this schema; ``InputError`` for those of a newer one."""
+    while found in _STEPS:
+        found, steps = _STEPS[found]
+        for step in steps:
+            db.exec_driver_sql(step)
+    if found not in ("", _SCHEMA):
+        raise InputError(
+            f"{folder}: expected a state folder of schema {_SCHEMA} or older, found {found}, of a newer hansa; "
+            "install the version that made it, or use another --state"
+        )
 
 
 def _plain(path: Path) -> str:

@@ -78,7 +78,12 @@ def read_news(coordinator: Coordinator, before: News) -> News:
         .outerjoin(
             reports, sa.and_(reports.c.slot_id == assignments.c.slot_id, reports.c.client == assignments.c.client)
         )
-        .where(slots.c.run == run, slots.c.state == "collecting", reports.c.client.is_(None))
+        .where(
+            slots.c.run == run,
+            slots.c.state == "collecting",
+            reports.c.client.is_(None),
+            assignments.c.given_up.is_(False),
+        )
         .group_by(assignments.c.client)
     )
     new = (
@@ -214,6 +219,7 @@ class Bell:
     async def _look(self, question: Question) -> Work:
         """What the database has for a client, if it may have anything."""
         if self._is_watching and not self._concerns(question):
+            self.coordinator.hear(question.name)
             return self.nothing()
         found = await run_in_threadpool(
             self.coordinator.work, question.name, acknowledged=question.acknowledged, released=question.released

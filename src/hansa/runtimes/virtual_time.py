@@ -6,9 +6,9 @@ So only the clients that will count are trained, by another runtime, in blocks a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from hansa.federation import Federation, Pair
 from hansa.runtimes.costs import Work, plan_bytes, report_bytes
 from hansa.runtimes.devices import DevicePopulation, Devices, chances
 from hansa.runtimes.inprocess import InProcess
+from hansa.runtimes.learned import Learned
 from hansa.runtimes.tally import Tally
 
 _PAUSE_S, _LONGEST_PAUSE_S = 600.0, 48 * 3600.0
@@ -76,17 +77,19 @@ class Job(NamedTuple):
 class VirtualTimeRuntime:
     """One run on a simulated clock.
 
-    ``goal_clients`` reports close a round (None: all that come), ``deadline_s`` after its start at the latest. In
-    buffered rounds ``concurrency`` clients are at work at any moment, and plans of rounds before ``oldest_round`` count
-    no more. ``plans`` are those that somebody is at work on.
+    ``goal_clients`` reports close a round (None: all that come), ``deadline_s`` after its start at the latest ("auto":
+    learned). In buffered rounds ``concurrency`` clients are at work at any moment, and plans of rounds before
+    ``oldest_round`` count no more. ``plans`` are those that somebody is at work on.
     """
 
     def __init__(self, inner: Any, devices: DevicePopulation, work: Work, key: Key) -> None:
         self.inner, self.devices, self.tally, self.clock_s = inner, devices, Tally(), 0.0
         self.min_clients = 0
         self.goal_clients: int | None = None
-        self.deadline_s: float | None = None
+        self.deadline_s: float | Literal["auto"] | None = None
         self.concurrency, self.oldest_round = 0, 0
+        self.filling: Slot | None = None  # the newest slot of buffered rounds
+        self.learned = Learned()
         self.plans: dict[Slot, Plan] = {}
         self._work, self._key = work, key
         self._down: tuple[Slot | None, int] = (None, 0)  # bytes of the newest plan
@@ -133,11 +136,13 @@ class VirtualTimeRuntime:
             yield from self.inner.reports(slot)
             return
         ((cohort, jobs),) = self._started.pop(slot)
-        plan = self.plans.pop(slot)
-        counted, self.clock_s = closing(jobs, self.clock_s, self.goal_clients, self.deadline_s)
+        plan, began_s = self.plans.pop(slot), self.clock_s
+        deadline_s = self.learned.deadline_s(cohort, slot.attempt) if self.deadline_s == "auto" else self.deadline_s
+        counted, self.clock_s = closing(jobs, began_s, self.goal_clients, deadline_s)
         self.tally.rounds += 1
         here = {job.client for job in counted}
         late = [job for job in jobs if job.reports and job.client not in here]
+        self._learn(jobs, counted, began_s)
         self._busy = {client: until for client, until in self._busy.items() if until > self.clock_s}
         self._busy |= {job.client: job.due_s for job in late if job.due_s > self.clock_s}
         self._waste(plan, late, [job for job in jobs if not job.reports])
@@ -204,6 +209,27 @@ class VirtualTimeRuntime:
         online: list[bool] = self.devices.online(clients, self.clock_s, self._key).tolist()
         return [a and b for a, b in zip(free, online, strict=True)]
 
+    def of_attempt(self, attempt: int, clients: Sequence[Client], without: Collection[Client]) -> Sequence[Client]:
+        """Who could take part in an attempt: the population, ``without`` some."""
+        return [client for client in clients if client not in without] if without else clients
+
+    def known(self, clients: Sequence[Client]) -> Sequence[Client]:
+        """Whom buffered rounds may draw from: the population."""
+        return clients
+
+    def idle(self, clients: Sequence[Client]) -> Sequence[Client]:
+        """Whom to score a model on: everyone, as that takes no time here."""
+        return clients
+
+    def over_selection(self) -> float:
+        """How many times the goal to ask, learned from the rounds before."""
+        return self.learned.over_selection()
+
+    @property
+    def num_late(self) -> int:
+        """Updates so far that came too late to count."""
+        return self.tally.late
+
     def wait(self, seconds: float) -> None:
         """Let time pass."""
         self.clock_s += seconds
@@ -222,6 +248,7 @@ class VirtualTimeRuntime:
                 "clock_s": self.clock_s,
                 "num_jobs": self._num_jobs,
                 "tally": asdict(self.tally),
+                "learned": self.learned.kept(),
                 "busy": dict(self._busy),
                 "resting": list(self._resting),
                 "under_way": [[*job[:3], slots.index(job.slot), *job[4:]] for job in self._under_way],
@@ -240,6 +267,7 @@ class VirtualTimeRuntime:
         self.inner.restore({name: value for name, value in kept.items() if name != "virtual"})
         plans = [_unpacked(tree) for tree in own["plans"]]
         self.clock_s, self._num_jobs, self.tally = own["clock_s"], own["num_jobs"], Tally(**own["tally"])
+        self.learned.restore(own["learned"])
         self._busy, self._resting = dict(own["busy"]), list(own["resting"])
         self._under_way = [
             Job(due_s, number, client, plans[place].slot, examples, reports)
@@ -267,6 +295,18 @@ class VirtualTimeRuntime:
         share = np.where(drops, drawn / np.where(drops, traits.dropout, 1.0), 1.0)  # of the work, before it ends
         due, done = (self.clock_s + share * seconds).tolist(), (share * examples).tolist()
         return [Job(due[i], first + i, client, plan.slot, done[i], not bool(drops[i])) for i, client in enumerate(here)]
+
+    def _learn(self, jobs: Sequence[Job], counted: Sequence[Job], began_s: float) -> None:
+        """Note who did not answer in time, and where it will be asked for, how long each answer takes.
+
+        Where the goal closed a round, those that were only slower than others are not missing.
+        """
+        answered = len(counted)
+        if self.goal_clients is not None and answered >= self.goal_clients:
+            answered = sum(job.reports for job in jobs)
+        times = {job.client: job.due_s - began_s for job in jobs if job.reports} if self.deadline_s == "auto" else {}
+        if jobs:
+            self.learned.note(1 - answered / len(jobs), times)
 
     def _plan_bytes(self, plan: Plan, client: Client) -> int:
         """Bytes of a plan, found once a slot."""

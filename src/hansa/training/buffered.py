@@ -24,7 +24,10 @@ class Buffered:
     ``cohort_size`` clients are then at work at any moment. Whoever reports is replaced at once by a newly sampled
     client with the newest model, and after ``size`` reports the server steps: that is a round. An update ``s`` rounds
     late counts ``(1 + s)**-staleness`` times as much; one later than ``max_staleness`` rounds is wasted. The schedule's
-    ``min_clients`` means nothing here.
+    ``min_clients`` says here only how many clients a deployment waits for before it begins.
+
+    In a deployment a client that is at work for more than four times what nine tenths of all took lately, and more than
+    four times what it took itself, loses its seat to another; the next round may ask it anew, with the newest model.
 
     >>> [round(Buffered(size=10).weight(late), 3) for late in (0, 1, 3)]
     [1.0, 0.707, 0.5]

@@ -18,7 +18,8 @@ class Row(Mapping[str, Any]):
     """One round. Its fields are attributes (``row.loss``, ``row.metrics["auc"]``); as a mapping metrics are flat.
 
     ``seconds`` is what the round took here. On a simulated clock (``VirtualTime``) ``clock_s`` is the seconds since
-    the start at the round's end, NaN otherwise, and ``num_late`` the reports that came too late to count in it.
+    the start at the round's end, NaN otherwise. ``num_late`` are the updates that came too late to count: on that clock
+    the round's own, in a deployment those that came since the row before.
 
     >>> row = Row(round=0, loss=0.5, metrics={"auc": 0.8}, num_clients=4, bytes_up=10, bytes_down=20, seconds=0.1)
     >>> row.metrics["auc"], row["auc"], list(row)[:3]

@@ -5,11 +5,12 @@ Everything it needs to go on after a crash is one ``Checkpoint``, saved after th
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 
@@ -45,27 +46,55 @@ class Site(Runtime, Protocol):
         ...
 
 
-class Clocked(Site, Protocol):
-    """A runtime on a simulated clock (``VirtualTime``): what the loop tells it, and asks of it."""
+class Timed(Site, Protocol):
+    """A runtime whose clients take their time (``VirtualTime``, a deployment): what the loop tells and asks it."""
 
-    clock_s: float
     goal_clients: int | None  # reports that close a round
-    deadline_s: float | None
+    deadline_s: float | Literal["auto"] | None
     concurrency: int  # of buffered rounds: clients at work at any moment
     oldest_round: int  # of buffered rounds: older plans count no more
-    plans: dict[Slot, Plan]
+    filling: Slot | None  # of buffered rounds: the newest slot
+    plans: Mapping[Slot, Plan]
+    num_late: int  # updates so far that came too late to count
+
+    def over_selection(self) -> float:
+        """How many times the goal to ask, learned from the rounds before."""
+        ...
 
     def available(self, clients: Sequence[Client]) -> Sequence[bool]:
         """Who could be asked now."""
         ...
+
+    def of_attempt(self, attempt: int, clients: Sequence[Client], without: Collection[Client]) -> Sequence[Client]:
+        """A round's ``clients``, at a further attempt in a deployment those that are here by then; ``without`` some."""
+        ...
+
+    def known(self, clients: Sequence[Client]) -> Sequence[Client]:
+        """Whom buffered rounds may draw from: a round's ``clients``, and in a deployment those that came meanwhile."""
+        ...
+
+    def idle(self, clients: Sequence[Client]) -> Sequence[Client]:
+        """Whom to score a model on in buffered rounds without waiting for anybody's training."""
+        ...
+
+
+class Clocked(Timed, Protocol):
+    """A runtime on a simulated clock (``VirtualTime``)."""
+
+    clock_s: float
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
         ...
 
     def summary(self) -> dict[str, Any]:
-        """What became of everyone so far; ``late`` is how many reports came too late."""
+        """What became of everyone so far."""
         ...
+
+
+def is_timed(runtime: Site) -> TypeGuard[Timed]:
+    """Whether clients of a runtime may be late."""
+    return hasattr(runtime, "goal_clients")
 
 
 def is_clocked(runtime: Site) -> TypeGuard[Clocked]:
@@ -123,7 +152,7 @@ class Loop:
         buffer, runtime = self.schedule.buffer, self.runtime
         if buffer is None:
             return
-        if not is_clocked(runtime):
+        if not is_timed(runtime):
             raise InputError(
                 f"Schedule(buffer=): expected a runtime with a clock, found {runtime}; use "
                 "runtime=hansa.VirtualTime(hansa.InProcess(), devices=hansa.Devices.phones()), or leave buffer out"
@@ -147,15 +176,20 @@ class Loop:
         """The pooled sums of one preparation, over every client."""
         parts = self.federation.task("prepare", number)
         empty = ServerState({}, ())
-        try:
-            state, _ = server_round(
-                parts, empty, self.runtime, self.clients(), self._context(point), Slot(number, 0, "", "prepare")
-            )
-        except Abandoned as error:
-            raise InputError(
-                f"preparation {number}: expected the sums of at least {self.schedule.min_clients or 1} clients, "
-                f"found too few{self._why(number)}"
-            ) from error
+        for attempt in itertools.count():
+            slot = Slot(number, attempt, "", "prepare")
+            try:
+                state, _ = server_round(
+                    parts, empty, self.runtime, self._population(attempt, ()), self._context(point), slot
+                )
+                break
+            except Abandoned as error:
+                if not error.may_heal:
+                    least = self.schedule.min_clients or 1
+                    raise InputError(
+                        f"preparation {number}: expected the sums of at least {least} clients, found too few"
+                        f"{self._why(number)}"
+                    ) from error
         total: Array = state.algorithm["total"]
         return total
 
@@ -180,7 +214,7 @@ class Loop:
             bytes_down=down - point.traffic[1],
             seconds=time.perf_counter() - started,
             clock_s=self._clock_s,
-            num_late=self._num_late - sum(row.num_late for row in point.history) if is_clocked(self.runtime) else 0,
+            num_late=self._num_late - sum(row.num_late for row in point.history) if is_timed(self.runtime) else 0,
             **spent(self.federation, number + 1),
         )
         with stage("on_round"):
@@ -205,40 +239,60 @@ class Loop:
         return point
 
     def _train(self, point: Checkpoint, context: Context) -> tuple[ServerState, Aggregate | None]:
-        """The round's new state; a cohort of nobody, or of none but empty clients, changes nothing."""
-        number, parts = point.next_round, self.federation.task("train")
-        for attempt in range(_ATTEMPTS):
+        """The round's new state; a cohort of nobody, or of none but empty clients, changes nothing.
+
+        As long as somebody does not answer, which may heal, there is another attempt.
+        """
+        number, parts, num_failed, blamed = point.next_round, self.federation.task("train"), 0, set[Client]()
+        for attempt in itertools.count():
             with stage("sampling"):
-                everyone = self.clients()
+                everyone = self._population(attempt, blamed)
                 cohort = self._cohort(everyone, number, attempt)
             if not cohort:
                 return point.state, None
             try:
                 with stage("plan"):  # until all have reported: see SimulatedRuntime.reports
                     return server_round(parts, point.state, self.runtime, cohort, context, Slot(number, attempt, ""))
-            except Abandoned:
+            except Abandoned as error:
                 refused = {r["client"]: r["reason"] for r in self.runtime.refusals() if r["round"] == number}
                 if set(refused.values()) == {"no training examples"} and set(cohort) <= set(refused) < set(everyone):
                     return point.state, None
-                if set(cohort) <= set(refused):
+                if set(cohort) <= set(refused) and not error.may_heal:
                     raise self._all_refused(number, refused) from None
-        raise RunError(
-            f"round {number}: expected enough reports in {_ATTEMPTS} attempts, found too few each time"
-            f"{self._why(number)}; raise deadline_s or lower min_clients"
-        )
+                blamed |= set(error.blamed)
+                num_failed += not (error.may_heal or error.blamed)
+                if num_failed == _ATTEMPTS:
+                    raise RunError(
+                        f"round {number}: expected enough reports in {_ATTEMPTS} attempts, found too few each time"
+                        f"{self._why(number)}; raise deadline_s or lower min_clients"
+                    ) from error
+        raise AssertionError("attempts do not end by themselves")
+
+    def _population(self, attempt: int, without: Collection[Client]) -> Sequence[Client]:
+        """Who could take part in an attempt: everyone but those whose mail broke an earlier one."""
+        everyone, runtime = self.clients(), self.runtime
+        if is_timed(runtime):
+            return runtime.of_attempt(attempt, everyone, without)
+        return [client for client in everyone if client not in without] if without else everyone
 
     def _cohort(self, everyone: Sequence[Client], number: int, attempt: int) -> tuple[Client, ...]:
-        """Whom an attempt asks: on a clock also those beyond the goal, and only clients available then.
+        """Whom an attempt asks: where clients may be late also those beyond the goal, on a clock those available then.
 
-        Time passes until ``min_clients`` (or one) are available. An empty draw of a sampler stays one.
+        Time passes until ``min_clients`` (or one) are available. An empty draw of a sampler stays one. In a deployment
+        a replay must ask the same clients, hence not only those that happen to be available.
         """
         schedule, runtime, draw = self.schedule, self.runtime, self.key.child("sampling", number, attempt)
-        if not is_clocked(runtime):
+        if not is_timed(runtime):
             return choose(schedule.sampler, everyone, schedule.num_counted(len(everyone)), draw).clients
-        runtime.goal_clients, runtime.deadline_s = schedule.num_counted(len(everyone)), schedule.deadline_s
+        runtime.goal_clients = schedule.num_counted(len(everyone)) if schedule.selects_more else None
+        runtime.deadline_s = schedule.deadline_s
+        learned = runtime.over_selection() if schedule.over_selection == "auto" else 1.0
+        size = schedule.num_asked(len(everyone), learned)
+        if not is_clocked(runtime):
+            return choose(schedule.sampler, everyone, size, draw).clients
         began_s = runtime.clock_s
         while True:
-            chosen = choose(schedule.sampler, everyone, schedule.num_asked(len(everyone)), draw, runtime.available)
+            chosen = choose(schedule.sampler, everyone, size, draw, runtime.available)
             if len(chosen.clients) >= (schedule.min_clients or 1) or not chosen.num_away:
                 return chosen.clients
             if runtime.clock_s - began_s >= _LONGEST_PAUSE_S:
@@ -253,7 +307,7 @@ class Loop:
         number, parts, runtime = point.next_round, self.federation.task("train"), self.runtime
         buffer = self.schedule.buffer
         assert buffer is not None
-        assert is_clocked(runtime)
+        assert is_timed(runtime)
         everyone, num_draws = self.clients(), 0
         exchange = only_exchange(parts.aggregator, tuple(everyone[:1]))
         runtime.concurrency = self.schedule.num_asked(len(everyone))
@@ -264,12 +318,14 @@ class Loop:
             draw = self.key.child("sampling", number, num_draws)
             num_draws += 1
             with stage("sampling"):
-                cohort = choose(self.schedule.sampler, everyone, count, draw, runtime.available).clients
+                known = runtime.known(everyone)
+                cohort = choose(self.schedule.sampler, known, count, draw, runtime.available).clients
             if cohort:
-                slot = Slot(number, 0, exchange)
-                runtime.start(make_plan(parts, point.state, context, cohort, slot), cohort)
+                assert runtime.filling is not None
+                runtime.start(make_plan(parts, point.state, context, cohort, runtime.filling), cohort)
 
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            runtime.filling = Slot(number, attempt, exchange)
             try:
                 with stage("plan"):
                     return buffered_round(
@@ -286,7 +342,7 @@ class Loop:
 
     @property
     def _num_late(self) -> int:
-        return int(self.runtime.summary()["late"]) if is_clocked(self.runtime) else 0
+        return self.runtime.num_late if is_timed(self.runtime) else 0
 
     def _all_refused(self, number: int, refused: dict[Client, str]) -> RunError | InputError:
         reasons = sorted(set(refused.values()))
@@ -313,5 +369,7 @@ class Loop:
             return on_dataset(self.federation, params, point.totals, self.evaluate_on)
         if self.federation.is_private or (number > 0 and not point.scored_on):
             return None
-        asked = some_clients(self.clients(), context)
-        return on_clients(self.federation, self.runtime, state, context, asked, number)[0]
+        asked = self.clients()
+        if self.schedule.buffer is not None and is_timed(self.runtime):
+            asked = self.runtime.idle(asked)
+        return on_clients(self.federation, self.runtime, state, context, some_clients(asked, context), number)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hansa.core.errors import InputError
 from hansa.data.sampling import Uniform
@@ -22,7 +22,11 @@ class Schedule:
     What has to do with time counts in a deployment and in ``VirtualTime``, and for nothing in a runtime without a
     clock, where nobody is late: ``deadline_s`` closes a round with whoever has reported, ``every_s`` is the least time
     between the starts of two rounds. ``over_selection=1.3`` asks ``ceil(1.3 * cohort_size)`` clients and counts the
-    first ``cohort_size`` of them. ``buffer=Buffered(...)`` makes rounds asynchronous; it needs ``VirtualTime`` today.
+    first ``cohort_size`` of them. ``buffer=Buffered(...)`` makes rounds asynchronous.
+
+    ``"auto"`` learns both from the rounds before: ``over_selection`` from the share of clients that did not answer in
+    time (1.3 at first, then 1 to 2), ``deadline_s`` from what the cohort's clients took (an hour at first, then twice
+    what nine tenths of them are expected to need, and at least 30 seconds).
 
     >>> Schedule(num_rounds=50, cohort_size=10).clients_needed
     10
@@ -33,11 +37,11 @@ class Schedule:
     num_rounds: int
     cohort_size: int | None = None
     min_clients: int | None = None
-    deadline_s: float | None = None
+    deadline_s: float | Literal["auto"] | None = None
     every_s: float | None = None
     sampler: Any = field(default_factory=Uniform)
     evaluate_every: int = 1
-    over_selection: float = 1.0
+    over_selection: float | Literal["auto"] = 1.0
     buffer: Buffered | None = None
 
     def __post_init__(self) -> None:
@@ -49,8 +53,11 @@ class Schedule:
                 raise InputError(f"Schedule({name}=): expected a whole number of 1 or more, found {value!r}")
         for name in ("deadline_s", "every_s"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise InputError(f"Schedule({name}=): expected seconds above 0 or None, found {value!r}")
+            if value is None or (name == "deadline_s" and value == "auto"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                more = ', "auto"' if name == "deadline_s" else ""
+                raise InputError(f"Schedule({name}=): expected seconds above 0{more} or None, found {value!r}")
         if self.cohort_size and self.min_clients and self.min_clients > self.cohort_size:
             raise InputError(
                 f"Schedule: expected min_clients up to cohort_size ({self.cohort_size}), found {self.min_clients}"
@@ -62,29 +69,38 @@ class Schedule:
     def _check_time(self) -> None:
         """Over-selection and buffer."""
         over, buffer = self.over_selection, self.buffer
-        if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < math.inf:
-            raise InputError(f"Schedule(over_selection=): expected a factor of 1 or more, found {over!r}")
+        if over != "auto" and (isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < math.inf):
+            raise InputError(f'Schedule(over_selection=): expected a factor of 1 or more or "auto", found {over!r}')
         if buffer is None:
             return
         if not isinstance(buffer, Buffered):
             raise InputError(f"Schedule(buffer=): expected hansa.Buffered(size=10) or None, found {buffer!r}")
-        if over > 1 or self.deadline_s is not None:
-            other = "over_selection" if over > 1 else "deadline_s"
+        if self.selects_more or self.deadline_s is not None:
+            other = "over_selection" if self.selects_more else "deadline_s"
             raise InputError(
                 f"Schedule: expected buffer or {other}, found both; in buffered rounds nobody is waited for"
             )
+
+    @property
+    def selects_more(self) -> bool:
+        """Whether a round asks more clients than it counts, and closes with those it counts."""
+        return self.over_selection != 1
 
     def num_counted(self, num_clients: int) -> int:
         """Reports that a round counts at most, of a population of ``num_clients``."""
         size = self.buffer.size if self.buffer else self.cohort_size
         return min(size or num_clients, num_clients)
 
-    def num_asked(self, num_clients: int) -> int:
-        """Clients that a round asks where some may be late; in buffered rounds, those at work at any moment."""
+    def num_asked(self, num_clients: int, learned: float = 1.0) -> int:
+        """Clients that a round asks where some may be late; in buffered rounds, those at work at any moment.
+
+        ``learned`` stands for ``over_selection="auto"``.
+        """
         counted = min(self.cohort_size or num_clients, num_clients)
-        return min(num_clients, math.ceil(round(counted * self.over_selection, 9)))
+        factor = learned if self.over_selection == "auto" else self.over_selection
+        return min(num_clients, math.ceil(round(counted * factor, 9)))
 
     @property
     def clients_needed(self) -> int:
-        """Clients without which a deployment does not begin."""
-        return self.min_clients or self.cohort_size or 1
+        """Clients without which a deployment does not begin: enough for a round, or to fill a buffer."""
+        return max(self.min_clients or self.cohort_size or 1, self.buffer.size if self.buffer else 1)
