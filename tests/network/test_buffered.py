@@ -230,7 +230,7 @@ def test_a_slow_client_is_lost_once_and_then_waited_for_as_long_as_it_usually_ta
     town.train(schedule(size=5, num_rounds=18))
     assert town.statuses(Slot(0, 0, "update"))["f"] == "late"
     [counted] = [number for number, buffer in enumerate(town.buffers()) if any(client == "f" for _, client in buffer)]
-    assert counted == 15  # asked again at 80 s, when a seat was free
+    assert counted == 14  # asked again at 75 s, when it is back
 
 
 # -------------------------------------------------------------------------------------------------- coming and going
