@@ -27,7 +27,7 @@ def pace_s(num_clients: int, calls_per_s: float = CALLS_PER_S) -> float:
     """Seconds from one question of a client to its next, so that all together ask ``calls_per_s`` times a second.
 
     >>> pace_s(10), pace_s(10_000)
-    (0.05, 50.0)
+    (0.04, 40.0)
     """
     return min(num_clients / calls_per_s, _LONGEST_PACE_S)
 
@@ -36,7 +36,7 @@ def hold_s(wait_s: float, pace_s: float) -> float:
     """How long to hold a question that has no answer yet, when the client is ready to wait for ``wait_s``.
 
     >>> hold_s(50.0, pace_s(10)), hold_s(50.0, pace_s(8_000)), hold_s(0.0, pace_s(8_000))
-    (20.0, 40.0, 0.0)
+    (20.0, 32.0, 0.0)
     """
     return max(0.0, min(wait_s, LONGEST_WAIT_S, max(SHORTEST_WAIT_S, pace_s)))
 
