@@ -27,7 +27,7 @@ _ACCEPT_AT_ONCE = 16  # then those that are open have their turn
 _FAIR_S = 2.0  # what every stranger is given before it has to make room for another
 _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.05, 1.0
 _SPARE = 64  # descriptors, for the database, blobs and whatever else a process opens
-_LINGER_S, _LINGER_BYTES = 2.0, 2**20  # of a body after its answer: by then the answer was read, or never will be
+_LINGER_S, _LINGER_BYTES = 2.0, 4 * 2**20  # of a body after its answer: by then the answer was read, or never will be
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EVERYONE = ""
 
