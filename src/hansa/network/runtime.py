@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from hansa import pace
 from hansa.core.key import Key
 from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
@@ -331,6 +333,8 @@ class NetworkRuntime:
         body = self.coordinator.updates.get(row.sha256)
         codec, size = self.coordinator.federation.codec(slot), self.coordinator.size_of(slot)
         report = unpack_report(body, slot, row.client, codec, size)
+        if isinstance(report.payload, Updates) and isinstance(report.payload.values, np.ndarray):
+            report.payload.values.flags.writeable = False  # so that what was read of a file can be let go
         if slot.task == "train" and isinstance(report.payload, Updates):
             self.weights[row.client] = float(report.payload.weights[0])
         return report
