@@ -5,21 +5,17 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hansa
 from hansa import long_vectors
-from hansa.algorithms.fedavg import FedAvg
 from hansa.core import round as core
-from hansa.core.chain import Transform
 from hansa.core.key import Key
 from hansa.core.layout import Layout
 from hansa.core.protocols import Plan, Report, Slot, Updates
 from hansa.core.round import Context
 from hansa.core.tasks import Parts
-from hansa.server_optimizers import ServerAdam
 from hansa.training.long_rounds import LongRounds
 
 ALGORITHMS = {
@@ -65,7 +61,14 @@ def rounds(parts, params, answers, scales, context, begin):
 def bits(state, mean):
     tail = {name: float(value) for name, value in mean.tail.items()}
     named = {name: (value.dtype, value.tobytes()) for name, value in state.algorithm.items()}
-    return list(named), named, state.transforms, np.asarray(mean.values).tobytes(), tail, mean._replace(values=0, tail=0)
+    return (
+        list(named),
+        named,
+        state.transforms,
+        np.asarray(mean.values).tobytes(),
+        tail,
+        mean._replace(values=0, tail=0),
+    )
 
 
 @given(
@@ -81,7 +84,9 @@ def test_some_columns_at_a_time_a_step_has_the_bits_of_the_whole(name, mean, num
     width = max(width, num_params // 40)
     size = 2 * num_params if name == "SCAFFOLD" else num_params
     parts = Parts(ALGORITHMS[name], (hansa.Clip(norm=1.0),), mean)
-    layout = Layout.of({"w": np.zeros((num_params // 2, 1)), "b": np.zeros(num_params - num_params // 2)}, {"b": "buffer"})
+    layout = Layout.of(
+        {"w": np.zeros((num_params // 2, 1)), "b": np.zeros(num_params - num_params // 2)}, {"b": "buffer"}
+    )
     context = Context(Key.of(2), layout, num_population=100)
     params, answers = vectors(rng, num_params), [reports(rng, count, size) for count in counts]
     scales = rng.uniform(0.1, 1.0, len(counts)).tolist()
