@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,9 +35,20 @@ def let_go(held: Any) -> None:
 
     What was written to it is lost, hence nothing happens to an array that can be written to.
     """
+    if isinstance(held, Later):
+        for source in held.sources:
+            let_go(source)
+        return
     found, may_be_changed = mapping(held), isinstance(held, np.ndarray) and held.flags.writeable
     if found is not None and not may_be_changed and hasattr(mmap, "MADV_DONTNEED"):
         found.madvise(mmap.MADV_DONTNEED)
+
+
+def keep_as_read(values: Any) -> None:
+    """Let nobody write to an array, or to what ``Later`` reads, so that it can be let go."""
+    for array in values.sources if isinstance(values, Later) else (values,):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
 
 
 def mapping(held: Any) -> mmap.mmap | None:
@@ -126,25 +137,30 @@ def spans(num_columns: int, width: int | None = None, first: int = 0) -> Iterato
 
 
 class Later(NDArrayOperatorsMixin):
-    """A float64 array (..., num_columns) of which some columns are made when they are asked for.
+    """An array (..., num_columns) of which some columns are made when they are asked for.
 
-    Whoever asks for anything but ``columns`` is given all of it, in memory.
+    Whoever asks for anything but ``columns`` is given all of it, in memory. ``sources`` are what columns are read from.
 
     >>> squares = Later((1, 4), lambda first, stop: np.arange(first, stop)[None] ** 2.0)
     >>> squares.columns(2, 4).tolist(), (squares + 1).tolist(), squares[0].sum().item()
     ([[4.0, 9.0]], [[1.0, 2.0, 5.0, 10.0]], 14.0)
     """
 
-    dtype = np.dtype(np.float64)
-
-    def __init__(self, shape: tuple[int, ...], columns: Callable[[int, int], np.ndarray[Any, Any]]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        columns: Callable[[int, int], np.ndarray[Any, Any]],
+        dtype: Any = np.float64,
+        sources: Sequence[np.ndarray[Any, Any]] = (),
+    ) -> None:
         self.shape, self.ndim, self.columns = shape, len(shape), columns
+        self.dtype, self.sources = np.dtype(dtype), tuple(sources)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        whole = np.empty(self.shape)
+        whole = np.empty(self.shape, self.dtype)
         for first, stop in spans(self.shape[-1]):
             whole[..., first:stop] = self.columns(first, stop)
         return whole if dtype is None else whole.astype(dtype, copy=False)

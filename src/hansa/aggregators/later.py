@@ -9,7 +9,7 @@ import numpy as np
 from hansa.aggregators.blocks import Apart, rows_of
 from hansa.aggregators.folds import Node, Tree
 from hansa.core.protocols import Client, Report, Updates
-from hansa.long_vectors import Later, is_long, let_go, spans
+from hansa.long_vectors import Later, columns_of, is_long, let_go, spans
 
 _VALUES = 2**22  # of all rows together, that are looked at at a time
 _ALIGNED = 2**13
@@ -33,7 +33,7 @@ def sum_later(
     where = rows_of(reports)
     clients = tuple(client for client in place if client in where)
     blocks = [where[client] for client in clients]
-    rows = [block.values[i : i + 1] for block, i in blocks]
+    rows = [block.values if len(block.values) == 1 else block.values[i : i + 1] for block, i in blocks]
     num_params = rows[0].shape[1]
     cuts = tree.cuts(Node(tree.depth, 0), [place[client] for client in clients])
     narrow = Updates(
@@ -47,7 +47,7 @@ def sum_later(
     def columns(first: int, stop: int) -> np.ndarray:
         total = np.empty((1, stop - first))
         for start, end in spans(stop, width, first):
-            part = Apart([row[:, start:end] for row in rows])
+            part = Apart([columns_of(row, start, end) for row in rows])
             total[:, start - first : end - first] = fold_rows(narrow._replace(values=part), cuts).values
             for row in rows:
                 let_go(row)
@@ -57,6 +57,6 @@ def sum_later(
 
 
 def _is_long(payload: object) -> bool:
-    if not isinstance(payload, Updates) or payload.folded or not isinstance(payload.values, np.ndarray):
+    if not isinstance(payload, Updates) or payload.folded or not isinstance(payload.values, np.ndarray | Later):
         return False
-    return is_long(payload.values.shape[1], payload.values.itemsize)
+    return is_long(payload.values.shape[1], payload.values.dtype.itemsize)
