@@ -14,9 +14,9 @@ pytestmark = pytest.mark.network
 _CLIENTS = [name for name in FAILPOINTS if name.startswith("client.")]
 _BUFFERED = [name for name in FAILPOINTS if name.startswith(("coordinator.buffer.", "coordinator.elapsed."))]
 _OTHERS = [name for name in FAILPOINTS if name not in (*_CLIENTS, *_BUFFERED)]
-_POINTS = list(FAILPOINTS)
-_END = _POINTS[_POINTS.index("coordinator.slot.full") : _POINTS.index("coordinator.checkpoint.written") + 1]
-_AFTER = _POINTS[_POINTS.index("coordinator.checkpoint.renamed") : _POINTS.index("coordinator.release.cleaned") + 1]
+_AT = _OTHERS.index("coordinator.checkpoint.renamed")
+_END, _AFTER = _OTHERS[_OTHERS.index("coordinator.slot.full") : _AT], _OTHERS[_AT:]
+_AFTER = _AFTER[: _AFTER.index("coordinator.release.cleaned") + 1]
 PAIRS = [tuple(name for name in pair if name) for pair in zip_longest(_OTHERS, _CLIENTS)]
 
 
