@@ -17,7 +17,7 @@ from hansa.core.chain import Raw
 from hansa.core.errors import ProtocolError
 from hansa.core.key import Key
 from hansa.core.protocols import Plan, Report, Slot, Updates
-from hansa.network.blobs import map_file
+from hansa.long_vectors import map_file
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
 from hansa.wire import DTYPES, Nonzeros, lay_out, pack, pack_report, plan_parts, unpack, unpack_report

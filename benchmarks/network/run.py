@@ -37,18 +37,19 @@ BARS = {"idle": "below 500 MB, p99 below 250 ms", "restart": "all in less than 6
 class Coordinator:
     """`hansa serve` on a free port, which stays the same over restarts."""
 
-    def __init__(self, state, num_params, **schedule):
+    def __init__(self, state, num_params, app="app.py", **schedule):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.state, self.num_params, self.schedule = state, num_params, schedule
         os.environ["HANSA_BENCHMARK_PARAMS"] = str(num_params)
-        self.fingerprint = hansa.load_app(HERE / "app.py").fingerprint
+        self.app = HERE / app
+        self.fingerprint = hansa.load_app(self.app).fingerprint
         self.log = (state / "serve.log").open("w")
 
     def start(self):
         """Serve; the seconds until it does."""
         began = time.perf_counter()
-        words = [sys.executable, "-u", "-m", "hansa", "serve", HERE / "app.py", "--state", self.state / "fed"]
+        words = [sys.executable, "-u", "-m", "hansa", "serve", self.app, "--state", self.state / "fed"]
         words += ["--listen", f"127.0.0.1:{self.port}", "--out", self.state / "run"]
         for name, value in self.schedule.items():
             words += ["--set", f"schedule.{name}={value}"]

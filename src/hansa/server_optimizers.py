@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hansa.core.errors import InputError
+from hansa.long_vectors import columnwise, is_columnwise
 
 Vector = npt.NDArray[np.float64]
 Moments = Mapping[str, Vector]
@@ -51,6 +52,7 @@ class ServerSGD:
         """No moment without momentum."""
         return {"m": np.zeros(num_params)} if self.momentum else {}
 
+    @columnwise()
     def step(self, moments: Moments, update: Vector) -> tuple[Vector, Moments]:
         """The step and the new momentum.
 
@@ -85,6 +87,7 @@ class Adaptive:
         """The new v, from the squared update."""
         raise NotImplementedError
 
+    @columnwise(lambda optimizer: is_columnwise(optimizer.second))
     def step(self, moments: Moments, update: Vector) -> tuple[Vector, Moments]:
         """The step and both new moments."""
         m = self.beta1 * moments["m"] + (1 - self.beta1) * update
@@ -103,6 +106,7 @@ class ServerAdagrad(Adaptive):
 
     beta1: float = 0.0
 
+    @columnwise()
     def second(self, v: Vector, square: Vector) -> Vector:
         """The running sum of squares."""
         return v + square
@@ -117,6 +121,7 @@ class ServerAdam(Adaptive):
     [1.0]
     """
 
+    @columnwise()
     def second(self, v: Vector, square: Vector) -> Vector:
         """The moving mean of squares."""
         return self.beta2 * v + (1 - self.beta2) * square
@@ -131,6 +136,7 @@ class ServerYogi(Adaptive):
     [1.0]
     """
 
+    @columnwise()
     def second(self, v: Vector, square: Vector) -> Vector:
         """A controlled step towards the squares."""
         return v - (1 - self.beta2) * square * np.sign(v - square)

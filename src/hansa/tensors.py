@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from hansa.long_vectors import let_go, mapping
+
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 _CODES = {  # by NumPy's name; tensors lie in a file in this order, so that each is aligned
@@ -71,6 +73,7 @@ class Packed:
             plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
             for start in range(0, len(plain), _PIECE):
                 yield plain[start : start + _PIECE].data
+                let_go(plain)
 
     def __bytes__(self) -> bytes:
         return b"".join(self.pieces())
@@ -85,7 +88,7 @@ class Packed:
 
 
 def read_tensors(body: Buffer, longest_header: int) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
-    """The texts and the arrays of a file: views of a body that can be written to, copies of one that cannot.
+    """The texts and the arrays of a file: views of a body that can be written to or is mapped, copies of another.
 
     Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``RecursionError`` for anything malformed: a header over
     ``longest_header`` bytes; names twice; types, shapes or places that are not whole numbers of the right size;
@@ -150,8 +153,8 @@ def _check_places(places: list[tuple[int, int]], size: int) -> None:
 
 
 def _own(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array itself if it can be used as any other, else a copy."""
-    return array if array.flags.writeable and array.flags.aligned else array.copy()
+    """The array itself if it can be used as any other or lies in a file, else a copy."""
+    return array if (array.flags.writeable or mapping(array) is not None) and array.flags.aligned else array.copy()
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

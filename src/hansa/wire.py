@@ -49,8 +49,8 @@ def lay_out(tree: Any) -> Packed:
 def unpack(body: Buffer, *, longest_header: int = _LONGEST_HEADER) -> Any:
     """The tree in a body. Raises ``ProtocolError`` for anything malformed; no class is ever looked up.
 
-    Arrays are views of ``body`` where it can be written to (a file mapped as memory, say), and copies where not. A body
-    whose names, numbers and texts are longer than ``longest_header`` bytes is malformed.
+    Arrays are views of ``body`` where it can be written to or is a mapped file, and copies where not. A body whose
+    names, numbers and texts are longer than ``longest_header`` bytes is malformed.
     """
     try:
         texts, arrays = read_tensors(body, longest_header)

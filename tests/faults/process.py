@@ -141,10 +141,12 @@ class Observer:
 
 def _call_long(small: int) -> None:
     """Treat bodies of a few bytes as if they were gigabytes."""
+    from hansa import long_vectors
     from hansa.network import blobs, outbox, routes, transfers
 
     for module in (blobs, outbox, routes, transfers):
         module.SMALL = small  # type: ignore[misc]
+    long_vectors.LONG = 1  # vectors have no header, and are shorter than any body
 
 
 def _note_often() -> None:

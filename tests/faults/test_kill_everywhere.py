@@ -14,6 +14,9 @@ pytestmark = pytest.mark.network
 _CLIENTS = [name for name in FAILPOINTS if name.startswith("client.")]
 _BUFFERED = [name for name in FAILPOINTS if name.startswith(("coordinator.buffer.", "coordinator.elapsed."))]
 _OTHERS = [name for name in FAILPOINTS if name not in (*_CLIENTS, *_BUFFERED)]
+_AT = _OTHERS.index("coordinator.checkpoint.renamed")
+_END, _AFTER = _OTHERS[_OTHERS.index("coordinator.slot.full") : _AT], _OTHERS[_AT:]
+_AFTER = _AFTER[: _AFTER.index("coordinator.release.cleaned") + 1]
 PAIRS = [tuple(name for name in pair if name) for pair in zip_longest(_OTHERS, _CLIENTS)]
 
 
@@ -49,6 +52,14 @@ def test_killed_there_once_in_every_task_the_run_has_the_same_bits(reference, fa
         for who, phases in found.items():
             kills.setdefault(who, []).extend((name, phase) for phase in one_a_task(phases))
     undergo(reference, fast, kills)
+
+
+@pytest.mark.parametrize("last", [_AFTER[0], *(pytest.param(name, marks=pytest.mark.slow) for name in _AFTER[1:])])
+def test_killed_at_each_step_of_a_rounds_end_a_run_of_long_vectors_has_the_same_bits(reference, fast, last):
+    """The state lies in files, is made some columns at a time, and is read again from its checkpoint's file."""
+    found = [name for name in _END if "train-1" in reference.phases(name).get(COORDINATOR, ())]
+    assert "coordinator.columns.added" in found  # which only a run of long vectors comes by
+    undergo(reference, fast, {COORDINATOR: [(name, "train-1") for name in (*found, last)]})
 
 
 @pytest.mark.parametrize("name", _BUFFERED)

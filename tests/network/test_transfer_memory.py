@@ -62,8 +62,11 @@ CLIENT = """
 from hansa.network.client import Connection
 from hansa.network.client_store import ClientStore
 from hansa.network.enrolment import Identity
+from hansa.network.messages import Released
+from hansa.network.released import keep_model
 from hansa.wire import report_tree, unpack
 from hansa.core.chain import Raw
+from hansa.core.layout import Layout
 
 folder, run, sha256 = Path(sys.argv[1]) / "berlin", *sys.argv[2:]
 store = ClientStore(folder)
@@ -79,8 +82,14 @@ sending = resident("VmHWM") - before
 before = start()
 body = connection.get_blob(sha256)
 fetching = resident("VmHWM") - before
-ends = unpack(body)[[0, -1]].tolist()
-print(status, packing, sending, fetching, parcel.size, *ends, flush=True)
+vector = unpack(body)
+ends = vector[[0, -1]].tolist()
+shapes, types, roles = ((NUM // 2, 1), (NUM // 2,)), ("float32",) * 2, ("parameter",) * 2
+layout = Layout(names=("a", "b"), shapes=shapes, dtypes=types, roles=roles)
+before = start()
+keep_model(folder, Released(run=run, round=0, vectors={{}}), layout, {{"params": vector}}, None)
+keeping = resident("VmHWM") - before
+print(status, packing, sending, fetching, keeping, parcel.size, *ends, flush=True)
 connection.close()
 store.close()
 """
@@ -99,10 +108,11 @@ def test_a_body_of_200_mb_takes_little_memory_on_either_side(tmp_path):
     client = process(CLIENT, tmp_path, run, sha256)
     status, *numbers = client.communicate(timeout=300)[0].split()
     peak, size = map(int, server.communicate("\n", timeout=60)[0].split())
-    packing, sending, fetching, sent, first, last = (int(float(number)) for number in numbers)
-    print(json.dumps({"server": peak, "packing": packing, "sending": sending, "fetching": fetching}))
+    packing, sending, fetching, keeping, sent, first, last = (int(float(number)) for number in numbers)
+    told = {"server": peak, "packing": packing, "sending": sending, "fetching": fetching, "keeping": keeping}
+    print(json.dumps(told))
     assert status == "accepted"
     assert size == sent > 4 * NUM_PARAMS
     assert (first, last) == (0, NUM_PARAMS)  # in float32
-    for growth in (peak, packing, sending, fetching):
+    for growth in told.values():
         assert growth < 2**25

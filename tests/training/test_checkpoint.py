@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hansa.core.errors import InputError
 from hansa.core.round import ServerState
+from hansa.long_vectors import mapping
 from hansa.training.checkpoint import Checkpoint, replace_file
 from hansa.training.history import Row
 from hansa.wire import pack
@@ -44,6 +46,8 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(body, tmp_path):
     (tmp_path / "point").write_bytes(body)
     with pytest.raises(InputError, match="point: expected a checkpoint of hansa"):
         Checkpoint.read(tmp_path / "point")
+    with pytest.raises(InputError, match="point: expected a checkpoint of hansa"):
+        Checkpoint.read(tmp_path / "point", mapped=True)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -54,10 +58,23 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         Checkpoint.read(tmp_path / "point")
 
 
+def test_read_from_where_it_lies_it_is_the_same_and_stays_so_when_it_is_replaced(tmp_path):
+    path = tmp_path / "point"
+    POINT.write(path)
+    before, mapped = path.read_bytes(), Checkpoint.read(path, mapped=True)
+    params = mapped.state.algorithm["params"]
+    assert mapping(params) is not None
+    assert not params.flags.writeable
+    replace(mapped, next_round=9).write(path)
+    assert Checkpoint.read(path).next_round == 9
+    mapped.write(path)
+    assert path.read_bytes() == before
+
+
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     path = tmp_path / "new" / "file"
-    replace_file(path, b"one")
-    replace_file(path, b"two")
+    replace_file(path, [b"o", b"ne"])
+    replace_file(path, [b"two"])
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 

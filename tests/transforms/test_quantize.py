@@ -1,10 +1,14 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 
 import support
+from hansa import long_vectors
 from hansa.core.chain import Raw
 from hansa.core.errors import InputError
-from hansa.transforms.quantize import Quantize
+from hansa.long_vectors import Later, columns_of
+from hansa.transforms.quantize import Levels, Quantize
 
 
 def rounded(rows, bits=8):
@@ -50,3 +54,20 @@ def test_levels_take_their_bits_and_no_more(bits):
 def test_bits_that_cannot_be_are_refused(bits):
     with pytest.raises(InputError, match=r"Quantize\(bits=\): expected a whole number from 2 to 16"):
         Quantize(bits=bits)
+
+
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_some_columns_of_long_rows_are_unpacked_to_the_same_bits(bits):
+    sent = rounded(np.random.default_rng(0).normal(size=(2, 301)).astype(np.float32), bits)
+    packed, codec = Levels(bits=bits).pack(sent), Levels(bits=bits)
+    whole, side = codec.unpack(packed, 301)
+    with mock.patch.object(long_vectors, "LONG", 1):
+        later, same = codec.unpack(packed, 301)
+    assert isinstance(later, Later)
+    assert (later.shape, later.dtype, same["quantize_step"].tobytes()) == (
+        whole.shape, whole.dtype, side["quantize_step"].tobytes()
+    )  # fmt: skip
+    for first, stop in ((0, 301), (0, 1), (3, 3), (7, 64), (130, 301), (299, 300)):
+        assert columns_of(later, first, stop).tobytes() == whole[:, first:stop].tobytes()
+    with mock.patch.object(long_vectors, "LONG", 1), pytest.raises(ValueError, match="bytes a row of levels"):
+        codec.unpack({**packed, "levels": packed["levels"][:, 1:]}, 301)

@@ -39,8 +39,12 @@ class Apart:
         for start, stop in pairwise(cuts):
             piece = bisect.bisect_right(ends, start)
             first = ends[piece] - len(self.pieces[piece])
-            is_whole = stop <= ends[piece]
-            found.append(self.pieces[piece][start - first : stop - first] if is_whole else self._whole[start:stop])
+            if stop <= ends[piece]:
+                found.append(self.pieces[piece][start - first : stop - first])
+                continue
+            last = bisect.bisect_left(ends, stop)
+            together = np.concatenate(self.pieces[piece : last + 1])
+            found.append(together[start - first : stop - first])
         return found
 
     @cached_property

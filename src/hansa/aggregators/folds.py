@@ -291,11 +291,13 @@ def weighted_sum(values: Array, weights: np.ndarray, total: np.ndarray) -> None:
 
 def _add_up(values: np.ndarray, weights: np.ndarray, total: np.ndarray) -> None:
     """The same for a few columns of an array that is contiguous."""
-    if len(values) != 1:
+    if values.shape[1] == 1 and len(values) > 1:  # einsum would add one column in another order
+        total[:] = _sums((values[:, 0].astype(np.float64) * weights)[None], [0, len(values)])[0]
+    elif len(values) != 1:
         np.einsum("n,np->p", weights, values, dtype=np.float64, casting="safe", out=total)
-        return
-    np.multiply(values[0], weights[0], dtype=np.float64, out=total)  # in half the time, to the same bits:
-    total += 0.0  # a sum begins with zero, which has a sign
+    else:
+        np.multiply(values[0], weights[0], dtype=np.float64, out=total)  # in half the time, to the same bits:
+        total += 0.0  # a sum begins with zero, which has a sign
 
 
 def _weighted_sum_any(values: Array, weights: np.ndarray) -> Array:

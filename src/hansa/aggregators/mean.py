@@ -18,10 +18,12 @@ import numpy as np
 
 from hansa.aggregators.blocks import stacked
 from hansa.aggregators.folds import Positions, Tree, fold, leaves, total
+from hansa.aggregators.later import all_long, sum_later
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Ask, Client, Plan, Report, Updates
+from hansa.long_vectors import columnwise, is_columnwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +68,22 @@ class Mean:
         payload, kept, refused = answer_rows(updates)
         return self._weighted(payload), kept, refused
 
+    @columnwise()
     def fold(self, updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
         """One row for all, here or on a worker; ``cuts`` are the leaves of a tree (see folds.py)."""
         return fold(self._weighted(updates), cuts)
 
     def open(self, cohort: tuple[Client, ...], history: Mapping[str, tuple[Report, ...]]) -> Updates:
-        """The sum of everyone's rows, added as the cohort's tree has it, whoever folded them."""
+        """The sum of everyone's rows, added as the cohort's tree has it, whoever folded them.
+
+        Of long rows some columns are added at a time, when they are asked for (see later.py).
+        """
         reports = [report for report in history["update"] if report.clients]
         if not reports:
             return Updates((), np.zeros((1, 0)), np.zeros(1))
         place, tree, nodes = Positions(cohort), Tree(len(cohort)), {}
+        if all_long(reports) and is_columnwise(self.fold):
+            return sum_later(tree, reports, place, self.fold)
         for report in reports:
             if report.payload.folded:
                 is_whole = len(report.clients) == len(cohort)
@@ -89,6 +97,7 @@ class Mean:
         assert len(whole.clients) == sum(len(report.clients) for report in reports), "nodes that overlap"
         return whole
 
+    @columnwise()
     def reduce(self, blocks: Sequence[Updates], scales: Sequence[float]) -> Aggregate:
         """Folded blocks, one a plan, each scaled for its staleness, over the denominator or the sum of weights.
 

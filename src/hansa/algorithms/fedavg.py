@@ -18,6 +18,7 @@ import numpy as np
 from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, Fit, Memory, State, Updates
 from hansa.local_training import SGD, ClientOptimizer, Rate
+from hansa.long_vectors import columnwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class FedAvg:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}({option}=): expected a whole number of 1 or more, found {value!r}")
 
+    @columnwise()
     def init(self, params: Array) -> State:
         """The parameters are the whole state."""
         return {"params": params}
@@ -64,6 +66,7 @@ class FedAvg:
         """Local minus received parameters, weighted by examples."""
         return fit.updates(fit.change(received["params"])), {}
 
+    @columnwise()
     def server_update(self, state: State, mean: Aggregate) -> State:
         """Add the mean update; the server's parameters stay float32."""
         return {**state, "params": moved(state["params"], mean.values)}

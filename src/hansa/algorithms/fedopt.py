@@ -16,6 +16,7 @@ import numpy as np
 from hansa.algorithms.fedavg import FedAvg, moved
 from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, State
+from hansa.long_vectors import columnwise, is_columnwise
 from hansa.server_optimizers import (
     Adaptive,
     ServerAdagrad,
@@ -24,6 +25,10 @@ from hansa.server_optimizers import (
     ServerSGD,
     ServerYogi,
 )
+
+
+def _steps_columns(algorithm: FedOpt) -> bool:
+    return is_columnwise(algorithm.optimizer().step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +50,12 @@ class FedOpt(FedAvg):
         """The server optimizer of this algorithm."""
         return ServerSGD()
 
+    @columnwise(_steps_columns)
     def init(self, params: Array) -> State:
         """Parameters and the optimizer's moments."""
         return {"params": params, **self.optimizer().init(len(params))}
 
+    @columnwise(_steps_columns)
     def server_update(self, state: State, mean: Aggregate) -> State:
         """Parameters take the optimizer's step, buffers the mean."""
         update = np.asarray(mean.values, dtype=np.float64)

@@ -19,6 +19,7 @@ from hansa.algorithms.fedavg import FedAvg, moved
 from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, Fit, Memory, State, Updates
 from hansa.local_training import SGD
+from hansa.long_vectors import columnwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class SCAFFOLD(FedAvg):
                 f"found {self.client_optimizer}; leave it out"
             )
 
+    @columnwise()
     def init(self, params: Array) -> State:
         """Parameters and the server's control variate."""
         return {"params": params, "control": np.zeros_like(params)}
@@ -58,6 +60,7 @@ class SCAFFOLD(FedAvg):
         change = (-control - step / walked).astype(np.float32)
         return fit.updates(np.concatenate([step, change], axis=1)), {"control": own + change}
 
+    @columnwise()
     def server_update(self, state: State, mean: Aggregate) -> State:
         """Step along the mean update; move the control by the cohort's share of the population."""
         step, change = np.split(np.asarray(mean.values), 2)

@@ -28,6 +28,7 @@ from hansa.terminal import console, progress
 from hansa.training.apps import App, load_app, with_settings
 from hansa.training.check import refuse_unfit
 from hansa.training.checkpoint import Checkpoint, lasting_repr
+from hansa.training.long_rounds import LongRounds
 from hansa.training.loop import Loop
 from hansa.training.outcome import outcome
 from hansa.training.privacy import bound
@@ -217,8 +218,9 @@ def _train(
     app: App, coordinator: Coordinator, runtime: NetworkRuntime, seed: int, checkpoint: Path, screen: Console
 ) -> Run:
     """The loop of a simulation, with the network as its runtime."""
-    started, key = datetime.datetime.now(datetime.UTC), Key.of(seed)
+    started, key, long = datetime.datetime.now(datetime.UTC), Key.of(seed), LongRounds(checkpoint.parent)
     federation, schedule = coordinator.federation, app.schedule
+    resume = Checkpoint.read(checkpoint, mapped=True) if checkpoint.exists() else None
     with progress(screen, schedule.num_rounds, app.title) as show:
         loop = Loop(
             federation=federation,
@@ -226,14 +228,14 @@ def _train(
             runtime=runtime,
             key=key,
             clients=runtime.clients,
-            params=initial_params(federation, key, app.start_from),
+            params=long.keep(initial_params(federation, key, app.start_from)) if resume is None else None,
             evaluate_on=app.evaluate_on() if app.evaluate_on else None,
             on_round=lambda row: show(row),
             save=lambda point: point.write(checkpoint),
             release=lambda *released: _release(runtime, *released),
             pause=time.sleep,
+            long=long,
         )
-        resume = Checkpoint.read(checkpoint) if checkpoint.exists() else None
         if resume is not None:
             screen.print(f"going on after {resume.next_round} of {schedule.num_rounds} rounds")
             _release_again(resume, runtime)

@@ -81,12 +81,12 @@ class Layout:
             parts.append(part.reshape(-1))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def unflatten(self, vector: npt.NDArray[np.floating]) -> dict[str, npt.NDArray[np.generic]]:
-        """Named tensors of a vector (num_params,), each in its own dtype; they are copies."""
+    def unflatten(self, vector: npt.NDArray[np.floating], copy: bool = True) -> dict[str, npt.NDArray[np.generic]]:
+        """Named tensors of a vector (num_params,), each in its own dtype; without ``copy`` perhaps views of it."""
         if vector.shape != (self.num_params,):
             raise InputError(f"vector: expected {self.num_params} values for this layout, found shape {vector.shape}")
         return {
-            name: vector[start : start + size].reshape(shape).astype(dtype)
+            name: vector[start : start + size].reshape(shape).astype(dtype, copy=copy)
             for name, start, size, shape, dtype in zip(
                 self.names, self.offsets, self.sizes, self.shapes, self.dtypes, strict=True
             )

@@ -35,6 +35,7 @@ class Context(NamedTuple):
     layout: Layout | None = None
     constants: Mapping[str, Array] = {}
     num_population: int = 0
+    combine: Any = None  # in the place of ``combine``: the same of long vectors, some columns at a time
 
 
 def client_round(
@@ -207,7 +208,7 @@ def server_round(
         runtime.settle(slot, ())
         raise
     secret = runtime.once(f"secret {slot.task} {slot.round} {slot.attempt}", lambda: os.urandom(32))
-    state, mean = combine(parts, state, [(learned, block)], [1.0], secret, context)
+    state, mean = (context.combine or combine)(parts, state, [(learned, block)], [1.0], secret, context)
     runtime.settle(slot, mean.clients)
     return state, mean
 
@@ -244,7 +245,7 @@ def buffered_round(
         raise Abandoned(f"round {version}: expected at least one client's update, found none; nothing was released")
     scales = [staleness(version - plan.slot.round) for plan, _ in groups]
     secret = runtime.once(f"secret train {version} 0", lambda: os.urandom(32))
-    state, mean = combine(parts, state, groups, scales, secret, context)
+    state, mean = (context.combine or combine)(parts, state, groups, scales, secret, context)
     for slot in late:  # a client is in a buffer once, so that it cannot be counted for another's plan
         runtime.settle(slot, mean.clients)
     return state, mean

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import tempfile
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from hansa.core.errors import ProtocolError
+from hansa.long_vectors import map_file
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import SHA256
 from hansa.tensors import Buffer, Packed
@@ -214,15 +214,3 @@ def file_hash(path: Path) -> str:
         while size := file.readinto(piece):
             digest.update(piece[:size])
     return digest.hexdigest()
-
-
-def map_file(path: Path) -> memoryview:
-    """A file, which must not be empty, as memory of this process's own: what is written to it changes no file."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-
-
-def let_go(body: Buffer) -> None:
-    """Free the memory that a mapped file takes up; it is read again where it is looked at."""
-    if isinstance(body, memoryview) and isinstance(body.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        body.obj.madvise(mmap.MADV_DONTNEED)

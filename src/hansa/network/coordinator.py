@@ -18,7 +18,8 @@ from typing import Any
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Slot, Updates
 from hansa.federation import Federation
-from hansa.network.blobs import Blobs, let_go, map_file
+from hansa.long_vectors import let_go, map_file
+from hansa.network.blobs import Blobs
 from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import unsettled
 from hansa.network.journal import append, save_log, sign_head, tell_of_older

@@ -67,6 +67,7 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.slot.freezing": "the set of reports is closed, not committed",
         "coordinator.slot.frozen": "the set of reports is closed for ever, none was read",
         "coordinator.secret.stored": "the attempt's secret is stored, it was not used",
+        "coordinator.columns.added": "some columns of the next state are in files without names",
         "coordinator.round.aggregated": "the next state is in memory, nothing of it is kept",
         "coordinator.slot.settling": "settlements are written, not committed",
         "coordinator.slot.settled": "clients can learn that their updates counted, no checkpoint holds them",

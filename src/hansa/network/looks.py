@@ -10,43 +10,49 @@ import numpy as np
 
 from hansa.core import chain
 from hansa.core.protocols import Updates
+from hansa.long_vectors import Later, columns_of, spans
 
-_COLUMNS = 2**21
+_COLUMNS = 2**19
 _LONGEST_NAMES = 200
 
 
 def fault_of(updates: Updates, must_be_finite: bool, let_go: Callable[[], None]) -> str:
     """What is wrong with a row, or nothing; ``let_go`` is called wherever what was read is not needed any more."""
-    weight = np.asarray(updates.weights)
+    weight, values = np.asarray(updates.weights), _array(updates)
     if weight.dtype.kind not in "fiu" or not np.isfinite(weight).all() or not (weight > 0).all():
         return "weight is not a positive number"
-    if np.asarray(updates.values).dtype.kind not in "fiu":
+    if values.dtype.kind not in "fiu":
         return "update holds no numbers"
     columns = [column for name, column in updates.tail.items() if name != "train_loss"]
-    if must_be_finite and not (_is_finite(updates.values, let_go) and all(np.isfinite(c).all() for c in columns)):
+    if must_be_finite and not (_is_finite(values, let_go) and all(np.isfinite(c).all() for c in columns)):
         return "update is not finite"
-    if must_be_finite and not _has_length(np.asarray(updates.values), let_go):
+    if must_be_finite and not _has_length(values, let_go):
         return "update is too large"
     return ""
 
 
-def _is_finite(values: np.ndarray[Any, Any], let_go: Callable[[], None]) -> bool:
+def _array(updates: Updates) -> Any:
+    """The values, whose columns may be yet to be made."""
+    return updates.values if isinstance(updates.values, Later) else np.asarray(updates.values)
+
+
+def _is_finite(values: Any, let_go: Callable[[], None]) -> bool:
     """Whether all of it is, looked at some columns at a time."""
-    for start in range(0, values.shape[1], _COLUMNS):
-        if not chain.finite_rows(values[:, start : start + _COLUMNS]).all():
+    for start, stop in spans(values.shape[1], _COLUMNS):
+        if not chain.finite_rows(columns_of(values, start, stop)).all():
             return False
         let_go()
     return True
 
 
-def _has_length(values: np.ndarray[Any, Any], let_go: Callable[[], None]) -> bool:
+def _has_length(values: Any, let_go: Callable[[], None]) -> bool:
     """Whether rows' squared lengths are numbers: sums of anything longer may not be."""
     if values.dtype.kind != "f":
         return True
     squares = np.zeros(len(values), values.dtype)
     with np.errstate(over="ignore"):
-        for start in range(0, values.shape[1], _COLUMNS):
-            part = values[:, start : start + _COLUMNS]
+        for start, stop in spans(values.shape[1], _COLUMNS):
+            part = columns_of(values, start, stop)
             squares += np.einsum("np,np->n", part, part)
             let_go()
     return bool(np.isfinite(squares).all())
@@ -54,7 +60,7 @@ def _has_length(values: np.ndarray[Any, Any], let_go: Callable[[], None]) -> boo
 
 def form_of(updates: Updates) -> str:
     """Sizes and names: rows of one slot must agree in them to be combined."""
-    values = np.asarray(updates.values)
+    values = _array(updates)
     names = plain(", ".join([*sorted(updates.tail), *(f"side {name}" for name in sorted(updates.side))]))
     if len(names) > _LONGEST_NAMES:
         names = f"{names[:_LONGEST_NAMES]}... ({hashlib.sha256(names.encode()).hexdigest()})"

@@ -27,7 +27,11 @@ def keep_model(
     """
     fail_point("client.model.downloaded")
     parameters = vectors["params"][: layout.num_params]
-    tensors = {**layout.unflatten(parameters), **{n: v for n, v in vectors.items() if n.startswith("prepare.")}}
+    parameters.flags.writeable = False  # so that what was written is let go
+    tensors = {
+        **layout.unflatten(parameters, copy=False),
+        **{n: v for n, v in vectors.items() if n.startswith("prepare.")},
+    }
     info = {
         "hansa": __version__,
         "run": released.run,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from hansa import pace
 from hansa.core.key import Key
 from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
+from hansa.long_vectors import keep_as_read
 from hansa.network.buffers import Buffers, Patience
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
@@ -331,6 +332,8 @@ class NetworkRuntime:
         body = self.coordinator.updates.get(row.sha256)
         codec, size = self.coordinator.federation.codec(slot), self.coordinator.size_of(slot)
         report = unpack_report(body, slot, row.client, codec, size)
+        if isinstance(report.payload, Updates):
+            keep_as_read(report.payload.values)
         if slot.task == "train" and isinstance(report.payload, Updates):
             self.weights[row.client] = float(report.payload.weights[0])
         return report

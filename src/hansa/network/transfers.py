@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx2 as httpx
 
 from hansa.core.errors import ProtocolError, RunError
-from hansa.network.blobs import SMALL, file_hash, map_file
+from hansa.long_vectors import map_file
+from hansa.network.blobs import SMALL, file_hash
 from hansa.network.calls import Answer, Line, Unreachable
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import Refusal

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 from hansa.core.errors import InputError, ProtocolError
 from hansa.core.protocols import Array
 from hansa.core.round import ServerState
+from hansa.long_vectors import map_file
 from hansa.network.failpoints import fail_point
+from hansa.tensors import Buffer
 from hansa.training.history import Row
-from hansa.wire import pack, unpack
+from hansa.wire import lay_out, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,14 @@ class Checkpoint:
             "settings": self.settings,
             "clients": dict(self.clients),
         }
-        replace_file(path, pack(tree))
+        replace_file(path, lay_out(tree).pieces())
 
     @staticmethod
-    def read(path: Path) -> Checkpoint:
-        """The checkpoint in a file. Raises ``InputError`` when it is not one."""
+    def read(path: Path, *, mapped: bool = False) -> Checkpoint:
+        """The checkpoint in a file; ``mapped``: its arrays stay there, read-only. ``InputError`` when it is not one."""
         try:
-            tree = unpack(path.read_bytes(), longest_header=2**30)  # our own: a name a client may be in it
+            body = map_file(path, writable=False) if mapped else path.read_bytes()
+            tree = unpack(body, longest_header=2**30)  # our own: a name a client may be in it
             return Checkpoint(
                 state=ServerState(tree["algorithm"], tuple(tree["transforms"])),
                 totals=tuple(tree["totals"]),
@@ -66,7 +69,7 @@ class Checkpoint:
                 settings=tree["settings"],
                 clients=tree["clients"],
             )
-        except (ProtocolError, KeyError, TypeError, OSError) as error:
+        except (ProtocolError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"checkpoint {path}: expected a checkpoint of hansa, found {error}; delete it") from error
 
 
@@ -75,12 +78,12 @@ def lasting_repr(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def replace_file(path: Path, body: bytes) -> None:
+def replace_file(path: Path, pieces: Iterable[Buffer]) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
-        file.write(body)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     fail_point("coordinator.checkpoint.written")

@@ -27,6 +27,7 @@ from hansa.training.asking import choose
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
 from hansa.training.history import Row
+from hansa.training.long_rounds import LongRounds
 from hansa.training.privacy import spent
 from hansa.training.schedule import Schedule
 
@@ -107,7 +108,8 @@ class Loop:
     """One run of a (bound) federation; ``clients`` is asked anew in every round: they may join and leave.
 
     ``on_round(row)`` may return False to stop; ``save(checkpoint)`` and ``release(round, params, constants)`` are
-    called once the round's state is final; ``pause(seconds)`` waits between rounds.
+    called once the round's state is final; ``pause(seconds)`` waits between rounds. ``long`` keeps long
+    vectors in files.
     """
 
     federation: Federation
@@ -121,12 +123,14 @@ class Loop:
     save: Callable[[Checkpoint], None] | None = None
     release: Callable[[int, Array, dict[str, Array]], None] | None = None
     pause: Callable[[float], None] | None = None
+    long: LongRounds | None = None
 
     def run(self, resume: Checkpoint | None = None) -> Checkpoint:
         """Train for the schedule's rounds, from the start or from where ``resume`` stands."""
         self._refuse_unfit()
         if resume is None:
-            state = begin(self.federation.task("train"), self.params, self.federation.update_size())
+            begun = begin if self.long is None else self.long.begin
+            state = begun(self.federation.task("train"), self.params, self.federation.update_size())
             point = Checkpoint(state=state, totals=(), next_round=0, history=())
         else:
             point = resume
@@ -165,7 +169,8 @@ class Loop:
 
     def _context(self, point: Checkpoint) -> Context:
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
-        return Context(self.key.child("run"), self.federation.learner.layout, constants, len(self.clients()))
+        combine = None if self.long is None else self.long.combine
+        return Context(self.key.child("run"), self.federation.learner.layout, constants, len(self.clients()), combine)
 
     def _keep(self, point: Checkpoint) -> None:
         if self.save:

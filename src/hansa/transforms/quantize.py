@@ -19,6 +19,7 @@ from hansa.core.chain import Transform
 from hansa.core.errors import InputError
 from hansa.core.key import uniform
 from hansa.core.protocols import Array, Codec, Draws, Memory, Settings, State, Updates
+from hansa.long_vectors import Later, is_long
 
 _SIDE = "quantize_step"
 
@@ -92,11 +93,23 @@ class Levels:
         return {"levels": _to_bits(level, self.bits), "step": step}
 
     def unpack(self, arrays: Mapping[str, Array], num_params: int) -> tuple[Array, Mapping[str, Array]]:
-        """The values, bit for bit, and the steps. ``ValueError`` when the sizes do not fit."""
-        step = np.asarray(arrays["step"], dtype=np.float32)
-        level = _from_bits(np.asarray(arrays["levels"]), self.bits, num_params).astype(np.int32)
-        level -= 2 ** (self.bits - 1) - 1
-        return level.astype(np.float32) * step[:, None], {_SIDE: step}
+        """The values, bit for bit, and the steps. ``ValueError`` when the sizes do not fit.
+
+        Long rows stay packed: their columns are made when they are asked for.
+        """
+        step, stream = np.asarray(arrays["step"], dtype=np.float32), np.asarray(arrays["levels"])
+        size = -(-num_params * self.bits // 8)
+        if stream.dtype != np.uint8 or stream.shape != (len(step), size):
+            raise ValueError(f"expected {size} bytes a row of levels, found {stream.dtype} {stream.shape}")
+
+        def columns(first: int, stop: int) -> np.ndarray:
+            level = _from_bits(stream, self.bits, first, stop).astype(np.int32)
+            level -= 2 ** (self.bits - 1) - 1
+            return level.astype(np.float32) * step[:, None]
+
+        is_later = is_long(num_params)
+        values = Later((len(step), num_params), columns, np.float32, [stream]) if is_later else columns(0, num_params)
+        return values, {_SIDE: step}
 
     def row_bytes(self, num_params: int) -> int:
         """The levels of a row, and its step."""
@@ -114,15 +127,15 @@ def _to_bits(level: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(spread.reshape(len(level), -1), axis=1, bitorder="little")
 
 
-def _from_bits(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The whole numbers of a bit stream a row."""
-    if stream.dtype != np.uint8 or stream.ndim != 2 or stream.shape[1] != -(-count * bits // 8):
-        raise ValueError(f"expected {-(-count * bits // 8)} bytes a row of levels, found {stream.dtype} {stream.shape}")
+def _from_bits(stream: np.ndarray, bits: int, first: int, stop: int) -> np.ndarray:
+    """The whole numbers from ``first`` up to ``stop`` of a bit stream a row."""
     if bits == 8:
-        return stream
+        return stream[:, first:stop]
     if bits == 16:
-        return stream.reshape(len(stream), count, 2).view("<u2")[..., 0]
-    spread = np.unpackbits(stream, axis=1, count=count * bits, bitorder="little")
+        return np.ascontiguousarray(stream[:, 2 * first : 2 * stop]).view("<u2")
+    start = first * bits // 8
+    spread = np.unpackbits(stream[:, start : -(-stop * bits // 8)], axis=1, bitorder="little")
+    spread = spread[:, first * bits - 8 * start :][:, : (stop - first) * bits]
     weights = (1 << np.arange(bits, dtype=np.uint32)).astype(np.uint32)
-    found: np.ndarray = (spread.reshape(len(stream), count, bits).astype(np.uint32) * weights).sum(axis=2)
+    found: np.ndarray = (spread.reshape(len(stream), stop - first, bits).astype(np.uint32) * weights).sum(axis=2)
     return found
