@@ -125,7 +125,7 @@ class _Chain:
         if "head" in tree:
             self._add_head(line_number, tree)
             return None
-        if set(tree) != _FIELDS or not isinstance(tree["what"], dict) or not isinstance(tree["who"], str):
+        if set(tree) != _FIELDS or not isinstance(tree["what"], dict) or not _are_texts(tree):
             self.problems.append(f"line {line_number}: expected the fields of an entry, found {sorted(tree)[:8]}")
             return None
         if tree["number"] != self.number + 1:
@@ -218,7 +218,7 @@ class _Story:
             self.problems.append(f"entry {entry['number']}: expected the fields of {entry['kind']!r}, found {error!r}")
 
     def _report(self, where: str, who: str, what: dict[str, Any]) -> None:
-        slot = (what["run"], what["slot"])
+        slot = _slot_of(what)
         sent = self.reports.setdefault(slot, {})
         self.num_reports += 1
         if who in sent:
@@ -236,7 +236,7 @@ class _Story:
         return slot in self.frozen or slot in self.abandoned or slot in self.closed
 
     def _frozen(self, where: str, _who: str, what: dict[str, Any]) -> None:
-        slot = (what["run"], what["slot"])
+        slot = _slot_of(what)
         if slot in self.frozen:
             self.problems.append(f"{where}: expected {what['slot']} to be frozen once, found it again")
         known = self.reports.get(slot, {})
@@ -257,10 +257,10 @@ class _Story:
         self.held.setdefault((what["run"], _attempt_of(what["slot"])), set()).update(taken)
 
     def _abandoned(self, _where: str, _who: str, what: dict[str, Any]) -> None:
-        self.abandoned.add((what["run"], what["slot"]))
+        self.abandoned.add(_slot_of(what))
 
     def _filled(self, where: str, _who: str, what: dict[str, Any]) -> None:
-        run, buffer = what["run"], (what["run"], what["slot"])
+        run, buffer = what["run"], _slot_of(what)
         if buffer in self.filled:
             self.problems.append(f"{where}: expected buffer {what['slot']} to be filled once, found it again")
         self.filled.add(buffer)
@@ -282,7 +282,7 @@ class _Story:
             self.reports[run, slot][client] = (reason, "refused")
 
     def _closed(self, where: str, _who: str, what: dict[str, Any]) -> None:
-        slot = (what["run"], what["slot"])
+        slot = _slot_of(what)
         for client in self._left(slot):
             self.problems.append(
                 f"{where}: expected the report of {client} for {what['slot']} dealt with, found it open"
@@ -325,6 +325,16 @@ class _Story:
                     f"end: expected the accepted reports of {slot} to be frozen or abandoned, found neither: "
                     f"{', '.join(left[:5])}"
                 )
+
+
+def _are_texts(tree: Mapping[str, Any]) -> bool:
+    """Whether kind, client and hash of an entry are texts, of ASCII as all that is written."""
+    return all(isinstance(tree[name], str) and tree[name].isascii() for name in ("kind", "who", "hash"))
+
+
+def _slot_of(what: Mapping[str, Any]) -> tuple[str, str]:
+    """The run and the slot that an entry names."""
+    return str(what["run"]), str(what["slot"])
 
 
 def _attempt_of(slot: str) -> str:

@@ -22,6 +22,7 @@ IDLE_S = 60.0  # without a byte in either direction
 _KEEP_OPEN_S = 70.0  # between two requests; the coordinator closes a little later
 _SERVER_ERROR = 500
 _LONGEST_ANSWER, _LONGEST_REFUSAL = 2**28, 2**16
+_SAID = "hansa.said"  # the body of an answer that was read already
 
 
 class Unreachable(Exception):
@@ -54,8 +55,8 @@ class Signed(httpx.Auth):
             answer = yield request
             if answer.status_code != httpx.codes.UNAUTHORIZED:
                 return
-            answer.read()
-            if not self.signer.learn(_json(answer)) or not whole:
+            said = answer.extensions[_SAID] = _read(answer, _LONGEST_REFUSAL)
+            if not self.signer.learn(_json(said)) or not whole:
                 return
 
     def _headers(self, request: httpx.Request, whole: bool) -> dict[str, str]:
@@ -128,11 +129,14 @@ def open_http(url: str, context: ssl.SSLContext, auth: httpx.Auth | None = None)
 
 
 def _read(answer: httpx.Response, longest: int) -> bytes:
-    """A body that must not be longer; ``RunError`` if it is."""
+    """A body that must not be longer; ``RunError`` if it is. It may be asked for again after a refused signature."""
+    if (said := answer.extensions.get(_SAID)) is not None:
+        return bytes(said)
     body = bytearray()
     for piece in answer.iter_raw():
         body += piece
         if len(body) > longest:
+            answer.close()
             raise RunError(f"expected an answer of at most {longest} bytes, found a longer one; is that a coordinator?")
     return bytes(body)
 
@@ -167,11 +171,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _json(answer: httpx.Response) -> Any:
+def _json(body: bytes) -> Any:
     """What an answer's body says, or None."""
     try:
-        return answer.json()
-    except ValueError:
+        return json.loads(body)
+    except (ValueError, RecursionError):
         return None
 
 

@@ -106,8 +106,8 @@ def enrol(token: JoinToken, state_dir: Path, name: str | None = None) -> Identit
     """Make a key, have it certified, and keep both in ``state_dir``; a client that has enrolled there stays as it is.
 
     A new token for the same client's name (``hansa invite NAME --again``) replaces its key. The same call after a crash
-    goes on. Raises ``InputError`` for a token that is wrong, used, expired or for another name, and ``RunError`` when
-    the server cannot be reached or is not the federation's.
+    goes on. Raises ``InputError`` for a token that is wrong, used, expired or for another name, ``RunError`` when the
+    server cannot be reached or is not the federation's, and ``ProtocolError`` for a certificate that is no good.
     """
     known = Identity.of(state_dir)
     if known is not None:
@@ -123,6 +123,11 @@ def enrol(token: JoinToken, state_dir: Path, name: str | None = None) -> Identit
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     stem = _FIRST if known is None else known.other_stem
     authority, certificate = _ask(token, state_dir, chosen, stem)
+    if not identity.certifies(certificate, (folder / f"{stem}.key").read_bytes(), authority):
+        raise ProtocolError(
+            f"{place_of(token.url)}: expected a certificate of the federation's authority for the key just made, found "
+            "another; do not trust this server"
+        )
     fail_point("client.certificate.received")
     write_file(folder / "authority.pem", authority)
     write_file(folder / f"{stem}.pem", certificate)

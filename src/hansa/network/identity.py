@@ -187,16 +187,17 @@ def key_of_receipts(pem: bytes, authority: bytes) -> bytes:
 
 
 def issuer_of(der: bytes) -> str:
-    """The name of who issued a certificate, as a person would say it."""
+    """The name of who issued a certificate, as a person would say it and a terminal may show it."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    issuer = x509.load_der_x509_certificate(der).issuer
-    for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
-        found = issuer.get_attributes_for_oid(kind)
-        if found:
-            return str(found[0].value)
-    return issuer.rfc4514_string()
+    try:
+        issuer = x509.load_der_x509_certificate(der).issuer
+        names = [issuer.get_attributes_for_oid(kind) for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)]
+        said = next((str(found[0].value) for found in names if found), issuer.rfc4514_string())
+    except Exception:  # cryptography raises many kinds for what OpenSSL takes
+        return "somebody whose name cannot be read"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)[:200]
 
 
 def certifies(pem: bytes, private_key: bytes, authority: bytes) -> bool:

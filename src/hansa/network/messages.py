@@ -23,6 +23,7 @@ from hansa.wire import pack, unpack
 PROTOCOL = 2
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_FROZEN = "none"
+_MOST = 2**62
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # Why a request is refused, and the HTTP status that says so.
@@ -237,10 +238,12 @@ def read_work(body: bytes) -> Work:
     tree = _fields(unpack(body), "work", **wanted, released=(dict, type(None)), retry_after_s=(float, int))
     numbers = {"number": int, "run": str, "task": str, "round": int, "attempt": int, "counted": bool}
     settled = tuple(Settlement(**_fields(item, "settlement", **numbers)) for item in tree["settlements"])
+    _check_counts("settlement", *(n for one in settled for n in (one.number, one.round, one.attempt)))
     released = None
     if tree["released"] is not None:
         fields = _fields(tree["released"], "released", run=str, round=int, vectors=dict)
-        _check_run(fields["run"])  # it will name a folder
+        _check_run(fields["run"])  # it will name a folder, with the round
+        _check_counts("released", fields["round"])
         released = Released(**{**fields, "vectors": _hashes(fields["vectors"])})
     _check_run(tree["run"])
     plan = None if tree["plan"] is None else tree["plan"].tobytes()
@@ -253,6 +256,7 @@ def read_receipt(body: bytes) -> Receipt:
     tree = _fields(unpack(body), "receipt", **names, received_at=(float, int), signature=bytes)
     if tree["status"] not in ("accepted", "refused", "late"):
         _fail("receipt", "a status among accepted, refused and late")
+    _check_counts("receipt", tree["received_at"])
     return Receipt(**tree)
 
 
@@ -277,8 +281,11 @@ def read_plan(body: bytes) -> ClientPlan:
     )
     if [type(part) for part in tree["slot"]] != [int, int, str, str] or len(tree["key"]) != 32:
         _fail("plan", "a slot of two numbers and two names, and a key of 32 bytes")
+    slot = Slot(*tree["slot"])
+    if slot_of(str(slot)) != slot:
+        _fail("plan", "a slot that its own text names")
     return ClientPlan(
-        slot=Slot(*tree["slot"]),
+        slot=slot,
         learn=tree["learn"],
         settings=tuple(tree["settings"]),
         key=Key(tree["key"]),
@@ -319,6 +326,12 @@ def _check_run(run: str) -> None:
     """A run's id is a plain name, whatever a server says."""
     if not NAME.fullmatch(run):
         _fail("run", "an id of letters, digits, dots, dashes or underscores")
+
+
+def _check_counts(what: str, *numbers: float) -> None:
+    """Counts and times are such as a database takes."""
+    if not all(0 <= number < _MOST for number in numbers):
+        _fail(what, f"numbers from 0 to {_MOST}")
 
 
 def _tree(message: Any) -> Any:
