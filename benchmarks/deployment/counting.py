@@ -59,10 +59,10 @@ class CountingProxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(_PIECE):
-                writer.write(piece)
-                await writer.drain()
                 up, down = self._sums[-1]
                 self._sums.append((up + len(piece), down) if way == 0 else (up, down + len(piece)))
                 self._times.append(time.time())
+                writer.write(piece)
+                await writer.drain()
         with contextlib.suppress(OSError):
             writer.close()

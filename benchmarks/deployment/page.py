@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rows import Killed, Row, Timed, Traffic
+from trials import Killed, Row, Timed, Traffic
 
 SERVING_BAR_S = 3.0
 SHORT = {
@@ -32,8 +32,10 @@ again at once by the same command. For Flower that is the SuperLink.
 UNEQUAL = """\
 ## What is not equal
 
-- **Durability.** hansa has one way to run: whatever it acknowledged is on disk (fsync), and a round is a pure function
-  of it. Flower keeps everything in memory unless it is given `--database`; that column is the like of hansa's.
+- **Durability.** hansa has one way to run: whatever is acknowledged is on disk (fsync, at the clients too), and a
+  round is a pure function of it. Flower keeps everything in memory unless it is given `--database`; that column is the
+  nearest to hansa's (SQLite, `synchronous=NORMAL`: it outlives a kill, not every loss of power), and its SuperNodes
+  keep nothing.
 - **Who proves what.** hansa: mutual TLS, every request signed, every accepted update receipted, a hash-chained log.
   Flower: TLS of the server, SuperNodes registered by public key (`--enable-supernode-auth`) and every request signed by
   that key; chunks are named by their SHA-256.
@@ -46,8 +48,9 @@ UNEQUAL = """\
   request that is answered as soon as there is work.
 - **Chunks.** Flower's own (5 MB, two at a time), on by default. Every client's update and every stretch of the model
   differ, so that nothing is sent once for two.
-- **Result.** Flower: the new parameters are averaged in the type they come in. hansa: updates are summed in float64.
-  Both are compared with NumPy's in float64.
+- **Result.** Flower averages new parameters in the type and the order in which they come, so that two of its runs may
+  differ in the last bits. hansa sums updates in float64 in an order of their own. Both are compared with NumPy's
+  float64.
 - Telemetry and update checks of Flower are off; so is installing the app's dependencies, of which it has none.
 """
 

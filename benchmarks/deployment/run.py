@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "simulation"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "simulation"))  # for its environments
 
 import environments
 import page
-import rows
+import trials
 from setting import need, setting
 
 HERE = Path(__file__).resolve().parent
 KILLED_MB = 1.0
-Record = TypeVar("Record", rows.Timed, rows.Traffic, rows.Killed)
+Record = TypeVar("Record", trials.Timed, trials.Traffic, trials.Killed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         flower = any(row.setting is not None for row in chosen)
         versions = environments.versions(python, ("flwr", "numpy", "grpcio", "uvicorn", "httpx")) if flower else {}
         legend = {"num_rounds": options.rounds, "num_clients": options.clients}
-        legend |= {"killed_mb": min(*sizes, KILLED_MB), "slow_s": rows.SLOW_S}
+        legend |= {"killed_mb": min(*sizes, KILLED_MB), "slow_s": trials.SLOW_S}
         _write(Path(options.output), results, versions, legend)
     met = all(bar.is_met is not False for bar in page.bars(results)) and not results.errors()
     return 1 if options.check and not met else 0
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ",".join(row.name for row in rows.ROWS)
+    names = ",".join(row.name for row in trials.ROWS)
     parser.add_argument("--sizes", default="1,100", help="megabytes of the models (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one to warm up")
     parser.add_argument("--clients", type=int, default=10)
@@ -78,38 +78,38 @@ def _sizes(text: str) -> list[float]:
     return sizes
 
 
-def _chosen(options: argparse.Namespace) -> list[rows.Row]:
+def _chosen(options: argparse.Namespace) -> list[trials.Row]:
     """The sides asked for; fills in what ``--quick`` means."""
     if options.quick:
         options.sides, options.sizes, options.clients, options.rounds = "hansa", "0.1", 3, 2
     elif options.output is None:
         options.output = str(HERE)
-    known, asked = [row.name for row in rows.ROWS], options.sides.split(",")
+    known, asked = [row.name for row in trials.ROWS], options.sides.split(",")
     need(set(asked) <= set(known), f"--sides: expected some of {','.join(known)}, found {options.sides}")
     need(options.rounds >= 1, f"--rounds: expected 1 or more, found {options.rounds}")
     need(options.clients >= 2, f"--clients: expected 2 or more, found {options.clients}")
-    return [row for row in rows.ROWS if row.name in asked]
+    return [row for row in trials.ROWS if row.name in asked]
 
 
-def _measured(chosen: list[rows.Row], python: Path, sizes: list[float], options: argparse.Namespace) -> page.Results:
+def _measured(chosen: list[trials.Row], python: Path, sizes: list[float], options: argparse.Namespace) -> page.Results:
     """Every run of every side, one after the other."""
     timed, traffic, killed = [], [], []
     lengths, clients = [round(size * 1e6 / 4) for size in sizes], options.clients
     for num_params, row in itertools.product(lengths, chosen):
         if not row.only_killed:
-            timed.append(_told(rows.timed(row, python, num_params, clients, options.rounds)))
+            timed.append(_told(trials.timed(row, python, num_params, clients, options.rounds)))
         if row.is_counted and not options.no_bytes:
-            traffic.append(_told(rows.traffic(row, python, num_params, clients)))
+            traffic.append(_told(trials.traffic(row, python, num_params, clients)))
     for row in chosen:
         if row.is_killed and not options.no_kill:
             num_params = min(*lengths, round(KILLED_MB * 1e6 / 4))
-            killed.append(_told(rows.killed(row, python, num_params, clients, options.patience)))
+            killed.append(_told(trials.killed(row, python, num_params, clients, options.patience)))
     return page.Results(rows=chosen, timed=timed, traffic=traffic, killed=killed)
 
 
 def _told(record: Record) -> Record:
     """Print what a run gave."""
-    print(json.dumps(rows.as_json(record)), flush=True)
+    print(json.dumps(trials.as_json(record)), flush=True)
     return record
 
 
@@ -117,7 +117,7 @@ def _write(folder: Path, results: page.Results, versions: dict[str, str], legend
     said = setting("uvicorn", "cryptography")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.md").write_text(page.markdown(results, said, versions, legend), encoding="utf-8")
-    records = [rows.as_json(one) for one in (*results.timed, *results.traffic, *results.killed)]
+    records = [trials.as_json(one) for one in (*results.timed, *results.traffic, *results.killed)]
     (folder / "results.json").write_text(json.dumps({"setting": said, "records": records}, indent=1) + "\n")
 
 

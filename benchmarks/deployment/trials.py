@@ -20,6 +20,7 @@ Side = hansa_side.HansaSide | flower_side.FlowerSide
 SLOW_S = 10.0  # how long half of the clients dawdle in the run whose server is killed: it is in mid-round for sure
 KILLED_ROUND = 1
 _TOLERANCE = 1e-5
+_ASK_EVERY_S = 3.0  # by a command of its own, which takes a second of processor time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +203,14 @@ def killed(row: Row, python: Path, num_params: int, num_clients: int, patience_s
 
 def _ends_well(side: Side, patience_s: float) -> bool:
     """Whether a run comes to its end; False as soon as its server says that it failed."""
-    end = time.monotonic() + patience_s
-    while not side.is_done and time.monotonic() < end:
+    began = asked = time.monotonic()
+    while not side.is_done and time.monotonic() - began < patience_s:
         time.sleep(0.2)
-        if side.status().startswith("finished"):
-            time.sleep(2)  # what it leaves may follow
-            return side.is_done
+        if time.monotonic() - asked > _ASK_EVERY_S:
+            asked = time.monotonic()
+            if side.status().startswith("finished"):
+                time.sleep(2)  # what it leaves may follow
+                break
     return side.is_done
 
 
