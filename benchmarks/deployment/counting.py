@@ -51,10 +51,15 @@ class CountingProxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
         with contextlib.suppress(OSError, asyncio.CancelledError):
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            writers.append(there_writer)
             await asyncio.gather(self._pass(reader, there_writer, 0), self._pass(there_reader, writer, 1))
-        writer.close()
+        for one in writers:
+            one.close()
+            with contextlib.suppress(OSError):
+                await one.wait_closed()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int) -> None:
         with contextlib.suppress(OSError):
