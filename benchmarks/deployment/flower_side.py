@@ -29,12 +29,14 @@ class Setting:
 
     ``poll_s``: how often SuperExec looks for a task and the ServerApp for replies (its own: every 1 s and every 3 s).
     ``database``: the SuperLink's state in a file instead of in memory. ``apart``: the ServerApp's SuperExec is started
-    on its own (``--isolation process``), so that a ServerApp outlives its SuperLink.
+    on its own (``--isolation process``), so that a ServerApp outlives its SuperLink. ``all_killed``: and ``kill -9``
+    takes the SuperLink, that SuperExec and the ServerApp, as a machine that goes down does.
     """
 
     poll_s: float | None = None
     database: bool = False
     apart: bool = False
+    all_killed: bool = False
 
 
 class FlowerSide:
@@ -90,21 +92,21 @@ class FlowerSide:
             f'root-certificates = "{self.folder / "ca.crt"}"\n'
         )
         self.start_server()
-        if self.setting.apart:
-            words = [self._bin / "flower-superexec", "--root-certificates", self.folder / "ca.crt"]
-            words += ["--runtime-api-address", f"127.0.0.1:{self.port}"]
-            self._superexecs.append(Started("superexec", words, self.folder, self._environment))
         self._nodes = [self._start_node(client) for client in range(self.num_clients)]
         self.start_run()
 
     def start_server(self) -> None:
-        """The SuperLink; after a kill, by the same command."""
+        """The SuperLink, and its SuperExec where that is apart; after a kill, by the same commands."""
         words = [self._bin / "flower-superlink", "--port", self.port, "--enable-supernode-auth"]
         words += ["--ssl-ca-certfile", self.folder / "ca.crt", "--ssl-certfile", self.folder / "server.crt"]
         words += ["--ssl-keyfile", self.folder / "server.key", "--disable-runtime-dependency-installation"]
         words += ["--database", self.folder / "state.db"] if self.setting.database else []
         words += ["--isolation", "process"] if self.setting.apart else []
         self._servers.append(Started("server", words, self.folder, self._environment))
+        if self.setting.apart and not any(one.is_running for one in self._superexecs):
+            words = [self._bin / "flower-superexec", "--root-certificates", self.folder / "ca.crt"]
+            words += ["--runtime-api-address", f"127.0.0.1:{self.port}"]
+            self._superexecs.append(Started("superexec", words, self.folder, self._environment))
         until(lambda: answers(self.port), 90, "flower-superlink", [self.server])
 
     def start_run(self) -> None:
@@ -118,8 +120,11 @@ class FlowerSide:
         return self._servers[-1]
 
     def kill_server(self) -> None:
-        """``kill -9`` of the SuperLink; what it started ends by itself."""
+        """``kill -9`` of the SuperLink; what it started ends by itself. What is apart is killed where that is wanted."""
         self.server.kill()
+        if self.setting.all_killed:
+            for one in self._superexecs:
+                one.kill_family()
 
     def status(self) -> str:
         """What became of the run, as ``flwr list`` says it: "finished:completed", say."""
@@ -159,7 +164,7 @@ class FlowerSide:
 
     def server_pids(self) -> Sequence[int]:
         """The processes that are the server; what they start belongs to them."""
-        return [one.process.pid for one in (*self._servers[-1:], *self._superexecs)]
+        return [one.process.pid for one in (*self._servers[-1:], *self._superexecs[-1:])]
 
     def client_pids(self) -> Sequence[int]:
         """The processes that are the first client."""

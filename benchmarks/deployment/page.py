@@ -27,7 +27,8 @@ second, and each one's own high-water mark (VmHWM); pages of files that are mapp
 that counts, in a run of its own, second round, server and all clients together: TLS and HTTP included, Flower's traffic
 between its own processes on one machine not. **kill -9**: three rounds of the {killed_mb:g} MB model; half of the
 clients take {slow_s:.0f} s to train; when the others' updates of round 2 have arrived, the server is killed and started
-again at once by the same command. For Flower that is the SuperLink.
+again at once by the same command. For Flower that is the SuperLink, with which its ServerApp ends unless that was
+started apart; the last column kills both, as a machine that goes down does.
 """
 UNEQUAL = """\
 ## What is not equal

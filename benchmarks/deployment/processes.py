@@ -46,15 +46,19 @@ class Started:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def kill_family(self) -> None:
+        """``kill -9``, of this process and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def end(self) -> None:
         """End it and whatever it started."""
         if self.is_running:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.kill_family()
 
 
 def call(words: Sequence[object], environment: Mapping[str, str], limit_s: float = 120.0) -> str:

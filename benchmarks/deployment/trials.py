@@ -69,6 +69,13 @@ ROWS = (
         is_killed=True,
         only_killed=True,
     ),
+    Row(
+        name="flower-all",
+        title="the same, the ServerApp killed too",
+        setting=flower_side.Setting(poll_s=0.1, database=True, apart=True, all_killed=True),
+        is_killed=True,
+        only_killed=True,
+    ),
 )
 
 
