@@ -120,7 +120,7 @@ class FlowerSide:
         return self._servers[-1]
 
     def kill_server(self) -> None:
-        """``kill -9`` of the SuperLink; what it started ends by itself. What is apart is killed where that is wanted."""
+        """``kill -9`` of the SuperLink; what it started ends by itself, what is apart only where that is wanted."""
         self.server.kill()
         if self.setting.all_killed:
             for one in self._superexecs:

@@ -22,7 +22,7 @@ Vector = npt.NDArray[Any]
 
 def initial(num_params: int = NUM_PARAMS) -> Vector:
     """Where training begins: numbers from 0 to 1, with a period that no chunk's length divides."""
-    return (np.arange(num_params, dtype=np.int64) % _PERIOD).astype(np.float32) / np.float32(_PERIOD)
+    return np.resize(np.arange(_PERIOD, dtype=np.float32) / np.float32(_PERIOD), num_params)
 
 
 def num_examples(client: int) -> int:
