@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,14 @@ def main() -> None:
         sys.stderr.write(
             "hansa: expected enough memory, found none left; what was committed is safe: serve and join go on by the "
             "same line on a machine with more\n"
+        )
+        sys.exit(1)
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(
+            f"hansa: expected room on the disk, found it full ({error}); what was committed is safe: free some space, "
+            "then serve and join go on by the same line\n"
         )
         sys.exit(1)
     except SystemExit as ended:

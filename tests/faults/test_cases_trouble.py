@@ -63,7 +63,8 @@ def test_case_19_a_database_that_is_locked_for_a_while_loses_no_report(tmp_path,
         assert found.tobytes() == quiet.run(0, 1, 2).tobytes()  # a replay of what was committed
     finally:
         site.end()
-    assert {(answer.status_code, answer.headers["Retry-After"]) for answer in answers} == {(503, "2")}
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.headers["Retry-After"] for answer in answers} <= {"2", "3"}
     checkers.is_sound(tmp_path / "server" / "coordinator.db")
     checkers.counted_once(tmp_path / "server" / "coordinator.db")
 

@@ -56,8 +56,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     path = tmp_path / "new" / "file"
-    replace_file(path, b"one")
-    replace_file(path, b"two")
+    replace_file(path, [b"o", b"ne"])
+    replace_file(path, [b"two"])
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 

@@ -14,6 +14,7 @@ from hansa.core.layout import Layout
 from hansa.core.protocols import Array
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
+from hansa.tensors import Packed
 from hansa.training.evaluate import on_dataset
 from hansa.training.history import Row, hours_to, read_history, read_rows, write_csv
 from hansa.training.report_words import better
@@ -91,13 +92,12 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Write a run directory: run.json, history.csv, clients.csv, parameters.safetensors, report.html, app.py."""
-        from safetensors.numpy import save_file
-
         folder = Path(path)
         if folder.is_file():
             raise InputError(f"{folder}: expected a folder to write the run to, found a file; give another path")
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "parameters.safetensors")
+        with (folder / "parameters.safetensors").open("wb") as file:
+            file.writelines(Packed(self._tensors(), {}).pieces())
         write_csv([dict(row) for row in self.history], folder / "history.csv")
         write_csv(self.clients, folder / "clients.csv")
         info = {**self.info, "layout": self.layout.as_json()}
