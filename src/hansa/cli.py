@@ -32,6 +32,15 @@ Settings = Annotated[
 ]
 
 
+def printable(text: str) -> str:
+    r"""A sentence as a terminal may show it: some hold a text of a peer's, or a file's name.
+
+    >>> printable("found \x1b[2J")
+    'found \\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def main() -> None:
     """Run the command line; an error that hansa raises on purpose is one sentence and an exit status."""
     debug = "--debug" in sys.argv
@@ -41,7 +50,7 @@ def main() -> None:
     except HansaError as error:
         if debug:
             raise
-        sys.stderr.write(f"hansa: {error}\n")
+        sys.stderr.write(f"hansa: {printable(str(error))}\n")
         sys.exit(error.exit_status)
     except MemoryError:
         if debug:
