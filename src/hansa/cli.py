@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,15 @@ Settings = Annotated[
 ]
 
 
+def printable(text: str) -> str:
+    r"""A sentence as a terminal may show it: some hold a text of a peer's, or a file's name.
+
+    >>> printable("found \x1b[2J")
+    'found \\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def main() -> None:
     """Run the command line; an error that hansa raises on purpose is one sentence and an exit status."""
     debug = "--debug" in sys.argv
@@ -40,7 +50,7 @@ def main() -> None:
     except HansaError as error:
         if debug:
             raise
-        sys.stderr.write(f"hansa: {error}\n")
+        sys.stderr.write(f"hansa: {printable(str(error))}\n")
         sys.exit(error.exit_status)
     except MemoryError:
         if debug:
@@ -48,6 +58,14 @@ def main() -> None:
         sys.stderr.write(
             "hansa: expected enough memory, found none left; what was committed is safe: serve and join go on by the "
             "same line on a machine with more\n"
+        )
+        sys.exit(1)
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(
+            f"hansa: expected room on the disk, found it full ({error}); what was committed is safe: free some space, "
+            "then serve and join go on by the same line\n"
         )
         sys.exit(1)
     except SystemExit as ended:

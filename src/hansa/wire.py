@@ -99,9 +99,13 @@ def unpack_report(body: Buffer, slot: Slot, client: str, codec: Codec, num_param
 def _updates(tree: Any, client: str, codec: Codec, num_params: int | None) -> Updates:
     """The one-row block of a report, checked shape by shape."""
     try:
-        arrays, weights, tail = dict(tree["arrays"]), tree["weights"], dict(tree["tail"])
+        if set(tree) != {"arrays", "weights", "tail"}:
+            raise ValueError("other fields than arrays, weights and tail")
+        arrays, weights, tail = _Read(tree["arrays"]), tree["weights"], dict(tree["tail"])
         length = num_params if num_params is not None or "values" not in arrays else arrays["values"].shape[1]
         values, side = codec.unpack(arrays, length)
+        if arrays.unread - {f"side.{name}" for name in side}:
+            raise ValueError("arrays that are not the codec's")
         columns = [weights, *tail.values(), *side.values()]
         if values.ndim != 2 or len(values) != 1 or (num_params is not None and values.shape[1] != num_params):
             raise ValueError(f"values of shape {values.shape}, expected (1, {num_params})")
@@ -110,6 +114,18 @@ def _updates(tree: Any, client: str, codec: Codec, num_params: int | None) -> Up
     except _MALFORMED as error:
         raise ProtocolError(f"report of {client}: expected one row of updates, found {error}") from error
     return Updates((client,), values, weights, tail, side)
+
+
+class _Read(dict[str, Any]):
+    """Arrays by name, and the names that nobody has looked at."""
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        super().__init__(arrays)
+        self.unread = set(arrays)
+
+    def __getitem__(self, name: str) -> Any:
+        self.unread.discard(name)
+        return super().__getitem__(name)
 
 
 class Nonzeros:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -98,7 +100,7 @@ class Observer:
             for path in blobs.folder.iterdir():
                 if blobs.folder.name == "updates" and not path.name.startswith("."):
                     with contextlib.suppress(FileExistsError, FileNotFoundError):
-                        os.link(path, Path("archive", path.name))
+                        _link(path, Path("archive", path.name))
             real(blobs, names)
 
         NetworkRuntime.start, Blobs.keep_only = start, keep_only  # type: ignore[method-assign]
@@ -137,6 +139,16 @@ class Observer:
         Participant.keep, ClientStore.secret = keep, secret  # type: ignore[method-assign]
         client.Connection.__init__.__kwdefaults__["first_delay_s"] = 0.02  # type: ignore[index]
         client._LONGEST_DELAY_S, client._GOODBYES = 0.2, 50
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name of a file, or a second file where it lies on another disk."""
+    try:
+        os.link(path, other)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(path, other)
 
 
 def _call_long(small: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hansa.network.client_store import ClientStore
+from hansa.network.messages import read_plan
 from network.conftest import APP, Rounds, Site, make_federation, rows
 
 
@@ -28,6 +29,15 @@ def ask(connection: Any, method: str, path: str, body: bytes = b"") -> bytes:
     return bytes(connection._line.ask(method, path, content=body))
 
 
+def next_work(connection: Any, number: int) -> Any:
+    """The work that holds the plan of a round, as soon as there is one; what is settled on the way is noted."""
+    while True:
+        work = connection.get_work(wait_s=5)
+        connection.store.settle(work.settlements)
+        if work.plan is not None and read_plan(work.plan).slot.round == number:
+            return work
+
+
 def move(site: Site, name: str, proxy: Any) -> None:
     """Let a client call through a proxy from now on."""
     site.enrol(name)
@@ -35,4 +45,4 @@ def move(site: Site, name: str, proxy: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "url": proxy.url}))
 
 
-__all__ = ["APP", "Rounds", "Site", "ask", "make_federation", "move", "rows", "stranger"]
+__all__ = ["APP", "Rounds", "Site", "ask", "make_federation", "move", "next_work", "rows", "stranger"]

@@ -1,8 +1,5 @@
 """The routes behind their gate: nothing anybody sends is a fault of the server, nothing unsigned has an effect."""
 
-import contextlib
-import socket
-import ssl
 import threading
 
 import pytest
@@ -132,46 +129,6 @@ def test_a_client_of_an_older_protocol_is_told_so(routes):
     assert f"protocol {PROTOCOL}" in answer.json["error"]
 
 
-@pytest.mark.network
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /v1/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        b"GET /v1/work HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
-        b"GET /v1/\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/work HTTP/1.1\r\nHost: x\r\nX : y\r\n\r\n",
-        b"GET /v1/work HTTP/9.9\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01 nonsense\r\n\r\n",
-    ],
-)
-def test_a_request_that_could_be_read_in_two_ways_is_refused_on_the_wire(site, head):
-    assert all(status.startswith("4") for status in statuses(site, head))
-
-
-@pytest.mark.network
-def test_requests_in_a_row_on_one_line_are_each_looked_at(site):
-    one = b"GET /v1/work HTTP/1.1\r\nHost: x\r\n\r\n"
-    public = b"GET /v1/authority HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert statuses(site, one + one + public) == ["401", "401", "200"]
-
-
-def statuses(site, sent):
-    """The statuses that raw bytes earn, on a line without a certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", site.server.port)) as plain, context.wrap_socket(plain) as line:
-        line.settimeout(0.5)
-        line.sendall(sent)
-        got = b""
-        with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
-            while piece := line.recv(65536):
-                got += piece
-    found = [part[:3].decode() for part in got.split(b"HTTP/1.1 ")[1:]]
-    assert found
-    return found
-
-
 def test_a_client_revoked_while_its_body_arrives_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "_LOOK_AGAIN_S", -1.0)
     desk = SigningDesk(tmp_path)
@@ -189,15 +146,13 @@ def test_a_request_that_waits_ends_when_its_client_is_revoked(tmp_path):
     desk = SigningDesk(tmp_path)
     routes = Routes(desk)
     routes.ask("POST", b"/v1/hello", routes.hello())
-    waiting = threading.Event()
-    look = desk.coordinator.work
+    answers, waiting, enter = [], threading.Event(), routes.bell._enter
 
-    def work(*words, **more):
+    def hold(name):
         waiting.set()
-        return look(*words, **more)
+        return enter(name)
 
-    desk.coordinator.work = work
-    answers = []
+    routes.bell._enter = hold
     thread = threading.Thread(target=lambda: answers.append(routes.ask("GET", b"/v1/work?wait=20")))
     thread.start()
     assert waiting.wait(10)

@@ -2,9 +2,6 @@
 
 import socket
 import ssl
-import subprocess
-import sys
-import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -331,52 +328,3 @@ def test_cuts_are_kept_in_the_state_folder(site, serve):
 def test_every_cut_has_its_words():
     source = Path(sockets.__file__).read_text()
     assert all(f'"{why}"' in source for why in CUTS)
-
-
-CROWD = """
-import resource, sys, time
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from conftest import APP, make_federation
-from hansa.network.coordinator import Coordinator
-from hansa.network.http import serve_in_thread
-from hansa.network.store import Store
-from hansa.network import sockets
-sockets._SPARE = int(sys.argv[3])
-coordinator = Coordinator(Store(Path(sys.argv[1])), make_federation(), APP)
-server = serve_in_thread(coordinator)
-print(server.port, flush=True)
-for line in sys.stdin:
-    print(server.num_connections, sum(server.cuts.values()), time.process_time(), flush=True)
-"""
-
-
-@network
-@pytest.mark.parametrize("spare", [64, -1000])
-def test_a_process_without_a_descriptor_left_does_not_spin_and_recovers(tmp_path, spare):
-    """With descriptors kept in reserve, and (negative) with the system's own limit alone."""
-    words = [sys.executable, "-c", CROWD, tmp_path / "fed", Path(__file__).parent, spare]
-    server = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        port = int(server.stdout.readline())
-
-        def state():
-            server.stdin.write("\n")
-            server.stdin.flush()
-            return [float(word) for word in server.stdout.readline().split()]
-
-        crowd = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(400)]
-        until(lambda: state()[1] > 0)
-        before = state()
-        threading.Event().wait(1.0)
-        assert state()[2] - before[2] < 0.5
-        for line in crowd:
-            line.close()
-        until(lambda: state()[0] == 0)
-        context = identity.unchecked_context()
-        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=context, trust_env=False) as http:
-            assert http.get("/v1/authority").status_code == 200
-    finally:
-        server.kill()
-        server.communicate()

@@ -5,19 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from hansa.core.errors import InputError
-from hansa.core.key import Key
-from hansa.core.protocols import Report, Slot, Updates
-from hansa.core.round import Context, begin, server_round
+from hansa.core.protocols import Slot
 from hansa.network import audit
 from hansa.network.coordinator import Coordinator
 from hansa.network.journal import lines
 from hansa.network.store import Store, put
-from hansa.wire import pack_report, unpack
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -67,15 +63,6 @@ def test_every_commit_is_synced(tmp_path):
     store.close()
 
 
-def test_a_folder_of_a_newer_schema_is_refused_and_left_as_it_is(tmp_path):
-    store = Store(tmp_path)
-    store.put("schema", b"99")
-    store.close()
-    for _ in range(2):
-        with pytest.raises(InputError, match="schema 2 or older, found 99, of a newer hansa"):
-            Store(tmp_path)
-
-
 # ------------------------------------------------------------------------------------------------ from schema 1 to 2
 
 
@@ -122,28 +109,6 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_old_tables(tmp_path, mo
     store = Store(tmp_path)
     assert store.get("schema") == b"2"
     store.close()
-
-
-def test_a_run_that_an_older_version_began_goes_on_in_the_middle_of_its_round(tmp_path, tools):
-    """Round 0 is done; in round 1 berlin has reported, and paris has not."""
-    unpack_fixture("schema_1", tmp_path / "old")
-    coordinator = Coordinator(Store(tmp_path / "old"), tools.federation(), tools.app)
-    runtime, slot = tools.runtime(coordinator), Slot(1, 0, "update")
-    assert coordinator.run == "2d91e004cbf20409"
-    assert coordinator.work("berlin").plan is None
-    assert coordinator.rounds.receipt(slot, "berlin").status == "accepted"
-    updates = Updates(("x",), np.full((1, 4), 0.5, np.float32), np.array([4.0]), {"train_loss": np.array([0.5])})
-    body = pack_report(Report(slot, ("x",), updates), coordinator.federation.codec(slot))
-    assert coordinator.report("paris", slot, body).status == "accepted"
-    parts, context = coordinator.federation.task("train"), Context(Key.of(1))
-    state = begin(parts, unpack(coordinator.models.get(coordinator.released.vectors["params"])))
-    state, mean = server_round(parts, state, runtime, ("berlin", "paris"), context, Slot(1, 0, ""))
-    assert mean.clients == ("berlin", "paris")
-    np.testing.assert_allclose(state.algorithm["params"], [0.4, 0.55, 0.7, 0.85], atol=1e-6)
-    coordinator.finish()
-    found = audit.check(lines(coordinator.store), coordinator.authority.certificate, live=True)
-    assert (found.problems, found.num_reports) == ((), 2)
-    coordinator.close()
 
 
 def test_reports_that_an_older_version_froze_are_told_of_once(tmp_path, tools):

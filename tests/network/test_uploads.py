@@ -494,7 +494,7 @@ def test_a_full_disk_is_said_and_the_upload_goes_on_when_there_is_room(quay):
 def test_a_full_disk_is_said_before_a_long_upload_begins(quay, monkeypatch):
     body = quay.body()
     usage = type("Usage", (), {"free": 2**26 + 1000})
-    monkeypatch.setattr("hansa.network.uploads.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("hansa.network.room.shutil.disk_usage", lambda folder: usage)
     with quay.http() as http:
         answer = http.put(quay.path(hashlib.sha256(body).hexdigest()), **part(body, 0, 1000))
         assert (answer.status_code, answer.json()["code"]) == (507, "no-space")

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Slot
 from hansa.network.failpoints import fail_point
-from hansa.terminal import console, progress
+from hansa.terminal import console, harmless, progress
 from hansa.training.apps import App, load_app, with_settings
 from hansa.training.check import refuse_unfit
 from hansa.training.checkpoint import Checkpoint, lasting_repr
@@ -62,6 +63,7 @@ def run_serve(
     need_server()
     from hansa.network.coordinator import Coordinator
     from hansa.network.http import serve_in_thread
+    from hansa.network.room import when_there_is_room
     from hansa.network.runtime import NetworkRuntime
     from hansa.network.sockets import raise_descriptor_limit
     from hansa.network.store import Store
@@ -92,19 +94,22 @@ def run_serve(
             min_clients=app.schedule.min_clients or 1,
             on_wait=_Waiting(screen).tell,
         )
+        own, warn = state / "runs" / coordinator.run, partial(_warn, screen)
+        folder = out or own
         if not coordinator.finished:
             _wait_for_clients(screen, runtime, app, state)
-            run = _train(app, coordinator, runtime, seed, state / "runs" / coordinator.run / "checkpoint", screen)
+            train = partial(_train, app, coordinator, runtime, seed, own / "checkpoint", screen)
+            run = when_there_is_room(train, state, warn)  # a second time it goes on from the checkpoint
             fail_point("coordinator.run.trained")
-            folder = run.save(out or state / "runs" / coordinator.run)
+            when_there_is_room(partial(run.save, folder), folder, warn)
             fail_point("coordinator.run.saved")
-            coordinator.save_log(folder)
+            when_there_is_room(partial(coordinator.save_log, folder), folder, warn)
             screen.print(f"run directory {folder}, report {folder / 'report.html'}")
             screen.print(f"run {coordinator.run} is done: {_scores(run)}")
-        left = runtime.finish()  # after a restart too: some may not know yet
-        coordinator.save_log(out or state / "runs" / coordinator.run)  # again, with the end
+        left = when_there_is_room(runtime.finish, state, warn)  # after a restart too: some may not know yet
+        when_there_is_room(partial(coordinator.save_log, folder), folder, warn)  # again, with the end
         fail_point("coordinator.run.logged")
-        store.put(_ENDED, coordinator.run.encode())
+        when_there_is_room(partial(store.put, _ENDED, coordinator.run.encode()), state, warn)
         if left:
             screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
@@ -184,6 +189,11 @@ def _end_on_terminate(screen: Console, closing: ExitStack) -> None:
         closing.callback(say)
 
 
+def _warn(screen: Console, sentence: str) -> None:
+    """What a person should look at."""
+    screen.print(f"[red]{harmless(sentence)}[/red]", soft_wrap=True)
+
+
 class _Waiting:
     """Says who a round waits for, once a change and not before some seconds."""
 
@@ -220,7 +230,12 @@ def _train(
     """The loop of a simulation, with the network as its runtime."""
     started, key, long = datetime.datetime.now(datetime.UTC), Key.of(seed), LongRounds(checkpoint.parent)
     federation, schedule = coordinator.federation, app.schedule
-    resume = Checkpoint.read(checkpoint, mapped=True) if checkpoint.exists() else None
+    resume = Checkpoint.read_either(checkpoint, partial(_warn, screen))
+    if resume is None and coordinator.released is not None:
+        raise InputError(
+            f"checkpoint {checkpoint}: expected the one of {coordinator.released.round + 1} rounds that are done, "
+            "found none; restore the state folder from a backup, or begin anew with another --state"
+        )
     with progress(screen, schedule.num_rounds, app.title) as show:
         loop = Loop(
             federation=federation,
@@ -231,7 +246,7 @@ def _train(
             params=long.keep(initial_params(federation, key, app.start_from)) if resume is None else None,
             evaluate_on=app.evaluate_on() if app.evaluate_on else None,
             on_round=lambda row: show(row),
-            save=lambda point: point.write(checkpoint),
+            save=lambda point: point.write_twice(checkpoint),
             release=lambda *released: _release(runtime, *released),
             pause=time.sleep,
             long=long,
@@ -264,9 +279,8 @@ def _train(
 
 
 def _release_again(point: Checkpoint, runtime: NetworkRuntime) -> None:
-    """A crash may have come between a round's checkpoint and its release."""
-    newest = runtime.coordinator.released
-    if point.next_round and (newest is None or newest.round < point.next_round - 1):
+    """A crash may have come between a round's checkpoint and its release, and a disk may have damaged what was."""
+    if point.next_round:
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
         runtime.release(point.next_round - 1, point.state.algorithm["params"], constants)
 

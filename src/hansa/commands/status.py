@@ -38,6 +38,7 @@ def _coordinator(state: Path) -> dict[str, Any]:
     from hansa.commands.serve import need_server
 
     need_server()
+    from hansa.network.room import LEAST_FREE
     from hansa.network.status import status
     from hansa.network.store import Store
 
@@ -45,7 +46,8 @@ def _coordinator(state: Path) -> dict[str, Any]:
     found = status(store)
     store.close()
     refused = [client["name"] for client in found["clients"] if client["refused"]]
-    return {"kind": "coordinator", **found, "needs_a_person": bool(refused)}
+    full = found["free_bytes"] < LEAST_FREE
+    return {"kind": "coordinator", **found, "disk_full": full, "needs_a_person": bool(refused) or full}
 
 
 def _show_coordinator(found: dict[str, Any]) -> None:
@@ -61,6 +63,9 @@ def _show_coordinator(found: dict[str, Any]) -> None:
             screen.print(f"open for {found['open_s']:.0f} s, closes after {found['deadline_s']:.0f} s at the latest")
         if found["over_selection"] is not None:
             screen.print(f"asks {found['over_selection']:.2f} times the clients it counts, learned from past rounds")
+    if found["disk_full"]:
+        free = bytes_words(found["free_bytes"])
+        screen.print(f"[red]the disk of the state folder has {free} left: free some; rounds and reports wait[/red]")
     table = new_table()
     for column in ("client", "state", "last seen", "rounds counted", "too late", "refused"):
         table.add_column(column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from hansa.network.messages import SHA256
 from hansa.tensors import Buffer, Packed
 
 SMALL = 2**20  # bytes that are held in memory and travel in one piece; what is longer lies in a file
+_LOG = logging.getLogger("hansa")
 _FIRST_PIECE, _PIECE = 2**12, 2**18
 
 
@@ -107,6 +109,13 @@ class Blobs:
         for name in names:
             if (path := self.path(name)) is not None:
                 path.unlink(missing_ok=True)
+
+    def drop_damaged(self) -> None:
+        """Remove what is not what its name says, so that nobody is sent it; whoever stored it may do so again."""
+        for path in self.folder.iterdir():
+            if self.path(path.name) is not None and not self._is_good(path.name):
+                path.unlink(missing_ok=True)
+                _LOG.error("%s: expected content with this SHA-256, found another; the disk may be failing", path)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every other blob, and temporary files that a crash left behind."""

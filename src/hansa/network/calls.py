@@ -149,7 +149,7 @@ def _seconds(after: str) -> float | None:
 def _excuse(status: int, body: bytes) -> str:
     """What an answer that says to try again says."""
     try:
-        return f"the server answered {status}: {str(json.loads(body)['error'])[:300]}"
+        return f"the server answered {status}: {_printable(str(json.loads(body)['error'])[:300])}"
     except (ValueError, KeyError, TypeError, RecursionError):
         return f"the server answered {status}"
 
@@ -208,7 +208,7 @@ def not_ours(url: str, peer: bytes | None, expected: str) -> str:
     place = place_of(url)
     if peer is None:
         return f"{place} shows a certificate that is not the federation's (fingerprint {expected[:8]}...)."
-    issuer = identity.issuer_of(peer)
+    issuer = _printable(identity.issuer_of(peer))
     if issuer.startswith(identity.AUTHORITY_NAME):
         return (
             f'{place} shows a certificate of "{issuer}", another hansa federation than the one joined (fingerprint '

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from hansa.network.messages import (
 )
 from hansa.network.receipts import Seal
 from hansa.network.registry import Registry, open_authority
+from hansa.network.room import check_room, is_full
 from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
 from hansa.network.store import Store, put
@@ -49,6 +51,7 @@ from hansa.tensors import Packed
 from hansa.version import __version__
 from hansa.wire import unpack_report
 
+_LOG = logging.getLogger("hansa")
 KINDS = {"train": "update", "evaluate": "metrics", "prepare": "statistics"}
 _SLACK, _NAMES = 2**20, 2**16  # bytes of a report beside its row: where that may be longer than it is packed, or not
 _UNKNOWN_SIZE = 2**28  # reports whose length no one knows before: statistics and the mail of an aggregator
@@ -63,6 +66,7 @@ class Coordinator:
         self.authority = open_authority(store)
         self.seal = Seal.open(self.authority)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
+        self.models.drop_damaged()  # what is missing then is published again with the round at hand
         self.run = open_run(store, fingerprint, settings)
         fail_point("coordinator.run.opened")
         self.rounds = Rounds(store, self.run, self.seal)
@@ -141,13 +145,23 @@ class Coordinator:
 
     def largest_report(self, slot: Slot, learn: bool) -> int:
         """The most bytes that a report in a slot may have: those of one packed row, and a little for names."""
+        row_bytes, slack = self._report_size(slot, learn)
+        return row_bytes + slack
+
+    def check_room(self, slot: Slot, learn: bool, clients: int, vectors: Mapping[str, Packed]) -> None:
+        """Raise ``NoRoom`` unless the disk has room for a round: its vectors, its reports, two checkpoints after it."""
+        needed = 3 * sum(packed.size for packed in vectors.values()) + clients * self._report_size(slot, learn)[0]
+        check_room(self.store.folder, needed, f"{KINDS.get(slot.task, slot.task)} of {clients} clients")
+
+    def _report_size(self, slot: Slot, learn: bool) -> tuple[int, int]:
+        """Bytes of a slot's row as it is packed, where that is known, and how many a report may have beside it."""
         size, parts = self.size_of(slot) if learn else None, self.federation.parts(slot)
         if size is None:
-            return _UNKNOWN_SIZE
+            return 0, _UNKNOWN_SIZE
         packed = getattr(self.federation.codec(slot), "row_bytes", None)
         if packed is None or not getattr(parts.aggregator, "reveals_rows", True):
-            return 8 * size + _SLACK
-        return int(packed(size)) + _NAMES
+            return 8 * size, _SLACK
+        return int(packed(size)), _NAMES
 
     def hear(self, name: str) -> None:
         """Note that a client asks for work."""
@@ -311,11 +325,16 @@ class Coordinator:
             listener()
 
     def close(self) -> None:
-        """Write what is counted, sign the audit log, and let go of the state folder."""
-        self.counts.flush()
-        with self.store.write() as db:
-            append(db, self.store.clock(), "stopped", "", {"run": self.run})
-        sign_head(self.store, self.seal)
+        """Write what is counted, sign the audit log, and let go of the state folder; a full disk is no hindrance."""
+        try:
+            self.counts.flush()
+            with self.store.write() as db:
+                append(db, self.store.clock(), "stopped", "", {"run": self.run})
+            sign_head(self.store, self.seal)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _LOG.error("the coordinator's disk is full: %s; that it stopped is not in the audit log", error)
         self.store.close()
 
     def _notify(self) -> None:

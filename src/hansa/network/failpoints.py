@@ -84,6 +84,7 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.elapsed.noting": "how long a slot has been open is written, not committed",
         "coordinator.elapsed.noted": "how long a slot has been open is stored",
         # A round ends.
+        "coordinator.checkpoint.copied": "the checkpoint's copy is durable, the checkpoint is that of the round before",
         "coordinator.checkpoint.written": "the checkpoint is on disk under a temporary name",
         "coordinator.checkpoint.renamed": "the checkpoint has replaced the one before, the folder is not synced",
         "coordinator.checkpoint.saved": "the checkpoint is durable, the model is not released",

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,12 +23,17 @@ from hansa.core.errors import HansaError
 from hansa.network.blobs import SMALL
 from hansa.network.checker import RENEW, Checker
 from hansa.network.messages import CODES, PROTOCOL, Refusal
+from hansa.network.pace import retry_after
 from hansa.network.quotas import Quotas
 from hansa.network.registry import Caller
+from hansa.network.room import is_full
 from hansa.network.signing import Claim
+from hansa.network.store import is_busy
 from hansa.version import __version__
 
 _OPEN = {("GET", "/v1/authority"), ("POST", "/v1/enrol")}
+_BUSY_S = 2.0
+_LOG = logging.getLogger("hansa")
 _LOOK_AGAIN_S = 1.0  # at the registry, while a body arrives
 _DRAINED = 2 * 2**20  # a body up to this size is read to its end before its client is asked to sign again
 
@@ -75,6 +82,8 @@ class Gate:
         """Who asks; what nobody signed is counted by address."""
         try:
             return await run_in_threadpool(self.checker.check, scope, shown)
+        except (OSError, OperationalError) as error:
+            raise trouble(error) from error
         except Refusal as refusal:
             if refusal.code in ("unauthenticated", "signature"):
                 self.quotas.stranger(address)
@@ -147,6 +156,22 @@ def answer(error: HansaError, scope: Scope) -> Response:
     if chunked or len(lengths) > 1 or any(not re.fullmatch(rb"[0-9]{1,18}", v) or int(v) > SMALL for v in lengths):
         headers["Connection"] = "close"
     return JSONResponse({"error": str(error), "code": code, **more}, status_code=CODES[code], headers=headers)
+
+
+def trouble(error: Exception, pace_s: float = 0.0) -> Exception:
+    """What a client is told when the coordinator's disk is full or its database is kept by another process.
+
+    Nothing was kept, and the client comes again. Another error is given back as it is.
+    """
+    if is_full(error):
+        _LOG.error("the coordinator's disk is full: %s; free some space, clients try again", error)
+        return Refusal("no-space", "coordinator: expected room on its disk, found it full; try again later")
+    if is_busy(error):
+        later = int(retry_after(max(_BUSY_S, pace_s)))
+        return Refusal(
+            "busy", "the coordinator's database is in use by another process; try again", retry_after_s=later
+        )
+    return error
 
 
 def _framing(scope: Scope) -> int:

@@ -50,6 +50,7 @@ CODES: Mapping[str, int] = {
     "digest": 422,
     "protocol": 426,
     "too-many": 429,  # over a quota: come back after ``retry_after_s``
+    "busy": 503,  # another process keeps the database to itself: come back after ``retry_after_s``
     "no-space": 507,
 }
 

@@ -7,9 +7,7 @@ clients wait in one request and cost no thread (``front.py``).
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -30,20 +28,15 @@ from hansa.network.failpoints import fail_point
 from hansa.network.front import work_response
 from hansa.network.gate import Gate
 from hansa.network.messages import Receipt, Refusal, read_enrol, read_hello, read_renew, slot_of, write
-from hansa.network.pace import retry_after
 from hansa.network.quotas import Quotas
 from hansa.network.ranges import Part, asked_part, read_length, uploaded_part
 from hansa.network.registry import Caller
-from hansa.network.store import is_busy
 from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.network.waiting import Bell
 
 _SMALL_BODY = 64 * 1024
 _BINARY = "application/octet-stream"
 _PATIENCE, _PATIENCE_S = 20, 0.01  # how often, and how long, a request waits for an older one for the same report
-_LOG = logging.getLogger("hansa")
-_BUSY_S = 2.0
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
@@ -52,8 +45,8 @@ def make_app(coordinator: Coordinator, bell: Bell | None = None) -> FastAPI:
     app.add_middleware(Gate, checker=Checker(coordinator.registry), quotas=Quotas())
     for kind in (HansaError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
-    app.add_exception_handler(OperationalError, lambda request, error: _busy(error, desk.bell.pace_s))
-    app.add_exception_handler(OSError, _disk_full)
+    for trouble in (OperationalError, OSError):
+        app.add_exception_handler(trouble, lambda request, error: _trouble(request, error, desk.bell.pace_s))
     app.add_exception_handler(ClientDisconnect, _gone)
     _add_enrolment(app, desk)
     _add_work(app, desk)
@@ -298,24 +291,14 @@ def _refusal(error: Exception) -> HansaError:
     return Refusal("malformed", "expected a request of the protocol's form, found another")
 
 
-def _disk_full(request: Request, error: Exception) -> Response:
-    """A full disk is the coordinator's trouble: the client is to try again later. Other errors of files stay errors."""
-    if not (isinstance(error, OSError) and error.errno in _FULL):
+def _trouble(request: Request, error: Exception, pace_s: float) -> Response:
+    """A full disk and a database that another process keeps are the coordinator's trouble; other errors stay errors."""
+    found = gate.trouble(error, pace_s)
+    if not isinstance(found, Refusal):
         raise error
-    _LOG.error("the coordinator's disk is full: %s; free some space, clients try again", error)
-    return _refused(
-        request, Refusal("no-space", "coordinator: expected room on its disk, found it full; try again later")
-    )
+    return _refused(request, found)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:
     """Nobody is there to be answered."""
     return Response(status_code=400)
-
-
-def _busy(error: Exception, pace_s: float) -> Response:
-    """Another process keeps the database to itself: nothing was kept, and a client comes again."""
-    if not is_busy(error):
-        raise error
-    said = {"error": "the coordinator's database is in use by another process; try again", "code": "busy"}
-    return JSONResponse(said, status_code=503, headers={"Retry-After": retry_after(max(_BUSY_S, pace_s))})

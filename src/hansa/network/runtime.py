@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from hansa import pace
+from hansa.core.errors import Abandoned, ProtocolError
 from hansa.core.key import Key
 from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
 from hansa.long_vectors import keep_as_read
@@ -31,6 +33,7 @@ _LOOK_AGAIN_S = 1.0  # another process (``hansa revoke``) may change the store
 _NOTE_AGAIN_S, _NOTED_SHARE = 1.0, 0.1  # how long a slot has been open is noted with every tenth of its time
 _PATIENCE = 2.0  # a seat of a buffered round is given to another after so many deadlines
 
+_LOG = logging.getLogger("hansa")
 OnWait = Callable[[Slot, Sequence[Client], int], None]
 
 
@@ -84,13 +87,19 @@ class NetworkRuntime:
     def reports(self, slot: Slot) -> Iterator[Report]:
         """A slot's frozen set, one report a client, in the order of the plan's cohort; waits until it is closed.
 
-        Raises ``Abandoned`` when too few clients are left.
+        Raises ``Abandoned`` when too few clients are left, or when the disk has damaged a report: then the clients are
+        asked once more.
         """
         self._wait(slot)
         fail_point("coordinator.slot.full")
         self.coordinator.rounds.freeze(slot, self._fewest(slot))
         for row in self.coordinator.rounds.frozen(slot):
-            yield self._report(slot, row)
+            try:
+                yield self._report(slot, row)
+            except (ProtocolError, KeyError) as error:
+                problem = f"{slot.task} round {slot.round}: the report of {row.client} is damaged or gone ({error})"
+                _LOG.error("%s; nothing of this attempt counts, its clients are asked again", problem)
+                raise Abandoned(problem, may_heal=True) from error
 
     def arrivals(self, count: int, refill: Callable[[int], None]) -> Iterator[Report]:
         """The next ``count`` clients' reports as they arrive, whatever plan they answer; the same after a restart.
@@ -251,17 +260,23 @@ class NetworkRuntime:
         named = {name: packed.sha256 for name, packed in vectors.items()}
         bodies = {client: write_plan(plan_parts(plan, client)[0], named) for client in clients}
         rounds, terms = self.coordinator.rounds, self._terms(plan, clients)
-        if rounds.plan(plan.slot, plan.learn, _plan_hash(bodies), terms) == "planned":
+        state = rounds.plan(plan.slot, plan.learn, _plan_hash(bodies), terms)
+        if state == "planned":
             fail_point("coordinator.plan.noted")
+            self.coordinator.check_room(plan.slot, plan.learn, len(clients), vectors)
             self.coordinator.publish(vectors)
             fail_point("coordinator.plan.published")
             rounds.collect(plan.slot, bodies, named)
             fail_point("coordinator.plan.shown")
+        elif state == "collecting":
+            self.coordinator.publish(vectors)  # after a restart: what the disk damaged meanwhile is replaced
 
     def _start_some(self, plan: Plan, clients: Sequence[Client]) -> None:
         """Show the newest plan of buffered rounds to some; its vectors are published with the first of them."""
         if self._shown[0] != plan.slot:
-            self._shown = plan.slot, self.coordinator.publish({n: lay_out(v) for n, v in plan.broadcast.items()})
+            vectors = {name: lay_out(vector) for name, vector in plan.broadcast.items()}
+            self.coordinator.check_room(plan.slot, plan.learn, self.concurrency, vectors)
+            self._shown = plan.slot, self.coordinator.publish(vectors)
             fail_point("coordinator.buffer.published")
         named = self._shown[1]
         same = write_plan(plan_parts(plan._replace(variants={}), "")[0], named)

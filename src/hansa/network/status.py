@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from typing import Any
 
@@ -41,6 +42,7 @@ def status(store: Store) -> dict[str, Any]:
         "asked": len(asked),
         "reported": len(said),
         "cuts": json.loads(store.get("cuts") or b"{}"),
+        "free_bytes": shutil.disk_usage(store.folder).free,
         "late": sum(late.values()),
         "open_s": newest.elapsed_s if newest else None,
         "deadline_s": newest.deadline_s if newest else None,

@@ -6,7 +6,6 @@ A file is named by slot, client and the SHA-256 that the whole report is to have
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import threading
@@ -19,8 +18,7 @@ from hansa.network.blobs import file_hash
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import Refusal
 from hansa.network.ranges import Part
-
-_LEFT_FREE = 2**26  # bytes of the disk that uploads leave to the database and the log
+from hansa.network.room import LEAST_FREE, check_room
 
 
 class Sent(NamedTuple):
@@ -157,9 +155,7 @@ class Uploads:
     def _check_room(self, size: int) -> None:
         """Raise ``OSError`` when the disk has no room for so many bytes more."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < size + _LEFT_FREE:
-            raise OSError(errno.ENOSPC, f"{size} bytes are to come and {free} are free")
+        check_room(self.folder, size + LEAST_FREE, f"{size} bytes of a report")
 
 
 class Growing:
