@@ -71,6 +71,7 @@ from hansa.core.layout import Layout
 folder, run, sha256 = Path(sys.argv[1]) / "berlin", *sys.argv[2:]
 store = ClientStore(folder)
 connection = Connection(Identity.of(folder), store)
+connection.hello(("ab" * 32,))  # and so the key that signs receipts is known
 values = np.ones((1, NUM), np.float32)
 before = start()
 parcel = store.pack(report_tree(Report(SLOT, ("b",), Updates(("b",), values, np.ones(1), {{}})), Raw()))
