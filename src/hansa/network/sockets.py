@@ -189,6 +189,7 @@ class Http(H11Protocol):
 
     def __init__(self, door: Door, unavailable: Callable[[], Any], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
+        self.access_log = False  # whatever the program that serves does with its logging
         self.door, self._unavailable = door, unavailable
         self._received, self._unsent = 0, 0
         self._owes, self._since, self._from = "", 0.0, 0  # what is due, since when, and what was received before
