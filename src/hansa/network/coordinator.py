@@ -6,6 +6,7 @@ blobs: vectors that clients download, and the updates that they sent.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -41,7 +42,7 @@ from hansa.network.receipts import Seal
 from hansa.network.registry import Registry, open_authority
 from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
-from hansa.network.store import Store, put
+from hansa.network.store import Store, Superseded, put
 from hansa.network.traffic import Counts
 from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.tensors import Packed
@@ -310,11 +311,12 @@ class Coordinator:
             listener()
 
     def close(self) -> None:
-        """Write what is counted, sign the audit log, and let go of the state folder."""
-        self.counts.flush()
-        with self.store.write() as db:
-            append(db, self.store.clock(), "stopped", "", {"run": self.run})
-        sign_head(self.store, self.seal)
+        """Write what is counted, sign the audit log, and let go of the state folder, unless it is another's by now."""
+        with contextlib.suppress(Superseded):
+            self.counts.flush()
+            with self.store.write() as db:
+                append(db, self.store.clock(), "stopped", "", {"run": self.run})
+            sign_head(self.store, self.seal)
         self.store.close()
 
     def _notify(self) -> None:

@@ -50,6 +50,7 @@ CODES: Mapping[str, int] = {
     "protocol": 426,
     "too-many": 429,  # over a quota: come back after ``retry_after_s``
     "no-space": 507,
+    "superseded": 503,  # another coordinator has taken over: come again, to that one
 }
 
 
