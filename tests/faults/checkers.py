@@ -24,7 +24,7 @@ from hansa.core.errors import Abandoned
 from hansa.core.key import Key
 from hansa.core.protocols import Report
 from hansa.network import audit, journal
-from hansa.network.messages import slot_of
+from hansa.network.messages import read_receipt, slot_of
 from hansa.network.store import Store
 from hansa.training.apps import load_app
 from hansa.training.loop import Loop
@@ -165,6 +165,35 @@ def the_logs_are_whole(trial: Trial) -> None:
         found.append(audit.check((line.rstrip(b"\n") for line in file), authority))
     if problems := [problem for one in found for problem in one.problems]:
         raise Broken(f"the audit log is not whole: {problems[:3]}")
+
+
+def of_a_site(folder: Path) -> None:
+    """What must hold of a coordinator and clients in threads once all have ended; each client has its folder."""
+    server = folder / "server"
+    is_sound(server / "coordinator.db")
+    counted_once(server / "coordinator.db")
+    no_temporary_files(folder)
+    authority = (server / "authority" / "authority.pem").read_bytes()
+    with closing(Store.existing(server)) as store:
+        if problems := audit.check(journal.lines(store), authority, live=True).problems:
+            raise Broken(f"the audit log is not whole: {problems[:3]}")
+    for path in folder.glob("*/client.db"):
+        is_sound(path)
+        _kept_receipts_stand(path, server / "coordinator.db")
+
+
+def _kept_receipts_stand(client: Path, server: Path) -> None:
+    """What a client keeps receipts of is at the coordinator, with those bytes and that status."""
+    with closing(sqlite3.connect(client)) as db:
+        kept = [read_receipt(body) for (body,) in db.execute("SELECT body FROM receipts")]
+    query = (
+        "SELECT sha256, status FROM reports JOIN slots ON slots.id = slot_id WHERE run = ? AND slot = ? AND client = ?"
+    )
+    with closing(sqlite3.connect(server)) as db:
+        for one in kept:
+            found = db.execute(query, (one.run, one.slot, one.client)).fetchone()
+            if found != (one.sha256, one.status):
+                raise Broken(f"{one.client} holds a receipt that does not stand: {one}; found {found}")
 
 
 def every_database_is_sound(trial: Trial) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from faults import checkers
-from faults.sites import Site, make_federation
+from faults.sites import watched_site
 from faults.trial import COORDINATOR, NAMES, Trial, copied, enrolled, fast_folder, free_port
 
 VICTIM = NAMES[0]
@@ -88,11 +88,6 @@ def fast():
 
 @pytest.fixture
 def site(tmp_path):
-    """A coordinator on loopback; when it has ended, this process is as it was and the store is sound."""
-    with checkers.returns_to_baseline():
-        made = Site(tmp_path, make_federation())
+    """A coordinator on loopback; when it has ended, this process is as it was and what it left is sound."""
+    with watched_site(tmp_path) as made:
         yield made
-        made.end()
-    checkers.is_sound(tmp_path / "server" / "coordinator.db")
-    checkers.counted_once(tmp_path / "server" / "coordinator.db")
-    checkers.no_temporary_files(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ class Order:
     notes_often: bool = False  # how long slots have been open is noted at every look, not now and then
     starve: Point | None = None  # where memory runs out, once
     memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
+    clock: tuple[float, ...] = ()  # seconds by which the wall clock is wrong, another one at every fail point
 
 
 def run_process(order: Order) -> None:
@@ -48,11 +50,29 @@ def run_process(order: Order) -> None:
     main()
 
 
+def send_report(folder: Path, app: str, name: str, url: str, run: str, slot: Any) -> None:
+    """A client that has committed a report and sends it; for a process of its own, to be killed."""
+    from dataclasses import replace
+
+    from hansa.network.client import Connection
+    from hansa.network.client_store import ClientStore
+    from hansa.network.enrolment import Identity
+
+    who, store = Identity.of(folder / name), ClientStore(folder / name)
+    assert who is not None
+    connection, parcel = Connection(replace(who, url=url), store), store.outbox(run, slot)
+    connection.hello((app,))
+    assert parcel is not None
+    connection.put_report(run, slot, parcel)
+
+
 class Observer:
     """Notes what a process does, and kills it where it was told to."""
 
     def __init__(self, order: Order) -> None:
         self.order, self.phase, self._starved = order, "start", False
+        self._steps = itertools.cycle(order.clock or (0.0,))
+        self._ahead_s = next(self._steps)
         self._file = os.open(f"notes/{order.name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def install(self) -> None:
@@ -64,6 +84,8 @@ class Observer:
             _call_long(self.order.small)
         if self.order.memory_bytes is not None:
             _limit_memory(self.order.memory_bytes)
+        if self.order.clock:
+            self._set_clock()
         if self.order.notes_often:
             _note_often()
         if self.order.name == COORDINATOR:
@@ -77,6 +99,7 @@ class Observer:
 
     def at(self, name: str) -> None:
         """A fail point."""
+        self._ahead_s = next(self._steps)
         if self.order.trace:
             self.note("point", point=name, phase=self.phase, at=time.time())
         if (name, self.phase) in self.order.kills:
@@ -86,6 +109,18 @@ class Observer:
             self._starved = True
             self.note("starved", point=name, phase=self.phase)
             raise MemoryError
+
+    def _set_clock(self) -> None:
+        """Let everything in this process that asks for the time of day hear a wrong one; monotonic clocks are right."""
+        from datetime import UTC, datetime
+
+        from hansa.network.client_store import ClientStore
+        from hansa.network.store import Store
+
+        real = time.time
+        time.time = lambda: real() + self._ahead_s
+        Store.__init__.__defaults__ = (lambda: time.time(),)  # type: ignore[misc]
+        ClientStore.__init__.__defaults__ = (lambda: datetime.fromtimestamp(time.time(), UTC),)  # type: ignore[misc]
 
     def _watch_coordinator(self) -> None:
         """Know the slot that is open; keep reports that are no longer needed, for a recomputation."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from faults import checkers
+from hansa.federation import Federation
 from hansa.network.client_store import ClientStore
 from hansa.network.messages import read_plan
 from network.conftest import APP, Rounds, Site, make_federation, rows
+
+_TABLES = ("tokens", "token_uses", "clients", "presence", "slots", "assignments", "reports", "settlements", "renewals")
 
 
 @contextlib.contextmanager
@@ -38,6 +43,27 @@ def next_work(connection: Any, number: int) -> Any:
             return work
 
 
+@contextlib.contextmanager
+def watched_site(folder: Path, federation: Federation | None = None) -> Iterator[Site]:
+    """A coordinator on loopback; when it has ended, this process is as it was and what it left is sound."""
+    with checkers.returns_to_baseline():
+        made = Site(folder, federation or make_federation())
+        yield made
+        made.end()
+    checkers.of_a_site(folder)
+
+
+def state_of(site: Site) -> tuple[list[Any], list[str]]:
+    """All that a request may change, but for the log and for when clients were seen: rows, and files."""
+    with site.store.read() as db:
+        found = [
+            [{**row, "last_seen": None} for row in db.exec_driver_sql(f"SELECT * FROM {table}").mappings()]
+            for table in _TABLES
+        ]
+    folders = [site.folder / "server" / name for name in ("blobs", "updates", "uploads")]
+    return found, sorted(str(path) for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
 def move(site: Site, name: str, proxy: Any) -> None:
     """Let a client call through a proxy from now on."""
     site.enrol(name)
@@ -45,4 +71,16 @@ def move(site: Site, name: str, proxy: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "url": proxy.url}))
 
 
-__all__ = ["APP", "Rounds", "Site", "ask", "make_federation", "move", "next_work", "rows", "stranger"]
+__all__ = [
+    "APP",
+    "Rounds",
+    "Site",
+    "ask",
+    "make_federation",
+    "move",
+    "next_work",
+    "rows",
+    "state_of",
+    "stranger",
+    "watched_site",
+]

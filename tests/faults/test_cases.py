@@ -13,7 +13,8 @@ import time
 import pytest
 
 from faults import checkers
-from faults.trial import COORDINATOR, Trial
+from faults.proxy import FaultProxy
+from faults.trial import COORDINATOR, Trial, free_port
 from hansa.network.failpoints import FAILPOINTS
 
 pytestmark = pytest.mark.network
@@ -44,12 +45,19 @@ def accepted(trial, slot):
     return set(trial.query(f"{query} AND status = 'accepted'", f"{slot}-%"))
 
 
-def test_case_01_a_coordinator_killed_while_it_collects_goes_on_with_the_same_round(begin, reference):
-    slow = ("client.plan.received", "train-1")
-    trial = begin({"paris": [slow], "rome": [slow]})
-    trial.start_everyone()
+SLOW = ("client.plan.received", "train-1")
+
+
+def in_the_middle_of_a_round(trial):
+    """Berlin's report of round 1 has its receipt, and the others were killed when they had the plan."""
     trial.until(lambda: any(note["slot"].startswith("train-1-") for note in trial.notes("berlin", "receipt")))
     trial.until(lambda: not trial.is_running("paris") and not trial.is_running("rome"))
+
+
+def test_case_01_a_coordinator_killed_while_it_collects_goes_on_with_the_same_round(begin, reference):
+    trial = begin({"paris": [SLOW], "rome": [SLOW]})
+    trial.start_everyone()
+    in_the_middle_of_a_round(trial)
     [before] = accepted(trial, "train-1")
     trial.kill(COORDINATOR)
     trial.finish()
@@ -63,6 +71,38 @@ def test_case_02_killed_at_every_point_of_aggregation_and_commit_there_is_one_mo
     trial = begin({COORDINATOR: COMMIT})
     trial.run()
     assert len(trial.notes(COORDINATOR, "kill")) == len(COMMIT) >= 14
+    checkers.everything(trial, reference.whole)
+
+
+def test_case_03_asked_to_end_in_the_middle_of_a_round_it_ends_soon_and_goes_on_to_the_same_bits(begin, reference):
+    trial = begin({"paris": [SLOW], "rome": [SLOW]})
+    trial.start_everyone()
+    in_the_middle_of_a_round(trial)
+    [before] = accepted(trial, "train-1")
+    coordinator, began = trial.processes.pop(COORDINATOR), time.monotonic()
+    coordinator.terminate()
+    coordinator.join(20)
+    assert coordinator.exitcode == 0
+    assert time.monotonic() - began < 10
+    assert "stopped, as the system asked; the same line goes on" in trial.logs()
+    trial.start(COORDINATOR)
+    trial.finish()
+    assert before in accepted(trial, "train-1")
+    assert [note["slot"] for note in trial.notes("berlin", "receipt")].count("train-1-0-update") == 1
+    assert len(trial.notes("berlin", "started")) == 1  # it was away for nobody
+    checkers.everything(trial, reference.whole)
+
+
+DAY_S = 86_400.0
+
+
+def test_case_09_clocks_that_are_a_day_off_or_are_stepped_at_every_turn_change_no_bit(begin, reference):
+    trial = begin()
+    trial.clocks = {COORDINATOR: (0.0, DAY_S, -DAY_S), "berlin": (-DAY_S,), "paris": (DAY_S,), "rome": (DAY_S, -DAY_S)}
+    trial.run()
+    assert {len(accepted(trial, f"train-{number}")) for number in range(3)} == {3}
+    times = [at for (at,) in trial.query("SELECT at FROM audit")]
+    assert max(times) - min(times) > DAY_S
     checkers.everything(trial, reference.whole)
 
 
@@ -128,6 +168,31 @@ def test_case_32_a_second_coordinator_on_one_state_folder_is_refused(begin, refe
     for name in trial.names:
         trial.start(name)
     trial.finish()
+    checkers.everything(trial, reference.whole)
+
+
+def test_case_32_a_coordinator_whose_lock_did_not_hold_stops_once_another_has_taken_over(reference, fast):
+    with FaultProxy(0) as proxy:
+        trial = Trial(fast / "trial", free_port(), url=proxy.url, kills={"paris": [SLOW], "rome": [SLOW]})
+        proxy.target = trial.port
+        try:
+            trial.start_everyone()
+            in_the_middle_of_a_round(trial)
+            first = trial.processes.pop(COORDINATOR)
+            (trial.folder / "fed" / "coordinator.lock").unlink()  # as on a disk that holds no locks
+            trial.port = free_port()
+            trial.start(COORDINATOR)
+            first.join(30)
+            assert first.exitcode == 1
+            said = "its only coordinator (epoch 1), found that another one has taken over (epoch 2)"
+            assert trial.logs().count(said) == 1
+            proxy.target = trial.port
+            proxy.cut()
+            trial.finish()
+        finally:
+            trial.end()
+    kinds = [kind for (kind,) in trial.query("SELECT kind FROM audit WHERE kind IN ('started', 'stopped')")]
+    assert kinds == ["started", "started", "stopped"]  # the first wrote nothing more
     checkers.everything(trial, reference.whole)
 
 

@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,10 @@ class Trial:
         self.small = small  # bytes beyond which bodies are treated as long ones
         self.buffer = buffer  # options of ``Buffered``, where rounds are buffered ones
         self.starve: dict[str, Point] = {}  # whose memory runs out where, once
+        self.clocks: dict[str, tuple[float, ...]] = {}  # whose wall clock is wrong, by how many seconds
         self.processes: dict[str, Any] = {}
         self.num_kills = 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(_PRELOAD))
+        self._context = forks()
         if not (folder / "app.py").exists():
             self._write(num_rounds)
 
@@ -146,6 +147,7 @@ class Trial:
             "small": self.small,
             "notes_often": self.buffer is not None,
             "starve": self.starve.get(name),
+            "clock": self.clocks.get(name, ()),
         }
         order = Order(name=name, folder=self.folder, words=words, **shared, **more)
         process = self._context.Process(target=run_process, args=(order,), daemon=True)
@@ -316,6 +318,14 @@ class Trial:
         """The end of every log."""
         texts = [f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted((self.folder / "logs").iterdir())]
         return "\n".join(texts)
+
+
+def forks() -> Any:
+    """Where processes come from: forks of a server that has imported hansa."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    forkserver.ensure_running()
+    return context
 
 
 def free_port() -> int:

@@ -45,6 +45,7 @@ _ENDED = "ended"  # key of the run that is over and whose directory is complete
 
 
 _LONGEST_STOP_S = 9.0
+_LOOK_EVERY_S = 60.0  # whether another coordinator has taken over, while there is nothing to do
 
 
 def run_serve(
@@ -113,7 +114,8 @@ def run_serve(
         if left:
             screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
-            time.sleep(3600)
+            time.sleep(_LOOK_EVERY_S)
+            store.refuse_superseded()
 
 
 def run_invite(name: str, state: Path, uses: int, expires: str, again: bool) -> None:

@@ -53,7 +53,7 @@ class Signed(httpx.Auth):
         for _ in range(2):
             request.headers.update(self._headers(request, whole))
             answer = yield request
-            if answer.status_code != httpx.codes.UNAUTHORIZED:
+            if answer.status_code != httpx.codes.UNAUTHORIZED or not _is_short(answer):
                 return
             said = answer.extensions[_SAID] = _read(answer, _LONGEST_REFUSAL)
             if not self.signer.learn(_json(said)) or not whole:
@@ -120,12 +120,32 @@ class Line:
 def open_http(url: str, context: ssl.SSLContext, auth: httpx.Auth | None = None) -> httpx.Client:
     """Connections to a server; ``HTTPS_PROXY`` is honoured. They last for as long as bytes move now and then.
 
-    No answer is unpacked on the way: what a client takes into memory is as long as what it was sent.
+    No answer is unpacked on the way: what a client takes into memory is as long as what it was sent. One that comes
+    packed, which nobody asked for, is a ``RunError``.
     """
     timeout = httpx.Timeout(IDLE_S, connect=15.0)
     headers = {"User-Agent": f"hansa/{__version__}", "Accept-Encoding": "identity"}
     limits = httpx.Limits(keepalive_expiry=_KEEP_OPEN_S)
-    return httpx.Client(base_url=url, verify=context, timeout=timeout, limits=limits, headers=headers, auth=auth)
+    hooks = {"response": [_refuse_packed]}
+    return httpx.Client(
+        base_url=url, verify=context, timeout=timeout, limits=limits, headers=headers, auth=auth, event_hooks=hooks
+    )
+
+
+def _refuse_packed(answer: httpx.Response) -> None:
+    """Look at an answer's headers before anything reads its body: a few packed bytes may become gigabytes."""
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RunError(
+            f"{place_of(str(answer.request.url))}: expected an answer that is not packed, found Content-Encoding "
+            f"{_printable(encoding[:40])}; let no proxy pack answers on the way"
+        )
+
+
+def _is_short(answer: httpx.Response) -> bool:
+    """Whether an answer says that it is no longer than a refusal."""
+    said = answer.headers.get("Content-Length", "")
+    return said.isascii() and said.isdigit() and len(said) < 10 and int(said) <= _LONGEST_REFUSAL
 
 
 def _read(answer: httpx.Response, longest: int) -> bytes:

@@ -44,7 +44,7 @@ from hansa.network.registry import Registry, open_authority
 from hansa.network.room import check_room, is_full
 from hansa.network.rounds import Arrival, Rounds
 from hansa.network.status import status
-from hansa.network.store import Store, put
+from hansa.network.store import Store, Superseded, put
 from hansa.network.traffic import Counts
 from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.tensors import Packed
@@ -325,12 +325,17 @@ class Coordinator:
             listener()
 
     def close(self) -> None:
-        """Write what is counted, sign the audit log, and let go of the state folder; a full disk is no hindrance."""
+        """Write what is counted, sign the audit log, and let go of the state folder; a full disk is no hindrance.
+
+        Nothing is written to a folder that is another's by now.
+        """
         try:
             self.counts.flush()
             with self.store.write() as db:
                 append(db, self.store.clock(), "stopped", "", {"run": self.run})
             sign_head(self.store, self.seal)
+        except Superseded:
+            pass
         except OSError as error:
             if not is_full(error):
                 raise

@@ -184,7 +184,7 @@ def _authority(token: JoinToken) -> bytes:
         ):
             peer = peer_of(answer)
             found = b""
-            for piece in answer.iter_bytes():
+            for piece in answer.iter_raw():
                 found += piece
                 if len(found) > _LARGEST_CERTIFICATE:
                     break

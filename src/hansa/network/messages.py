@@ -52,6 +52,7 @@ CODES: Mapping[str, int] = {
     "too-many": 429,  # over a quota: come back after ``retry_after_s``
     "busy": 503,  # another process keeps the database to itself: come back after ``retry_after_s``
     "no-space": 507,
+    "superseded": 503,  # another coordinator has taken over: come again, to that one
 }
 
 

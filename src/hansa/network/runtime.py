@@ -367,12 +367,14 @@ class NetworkRuntime:
     def _until(self, true: Callable[[], bool], timeout_s: float | None) -> None:
         """Wait for something that a request may bring about, at most ``timeout_s``.
 
-        A look at thousands of clients takes a while, so at most a tenth of the time goes into looking.
+        Raises ``Superseded`` when another coordinator has taken over: nothing will come of waiting any more. A look at
+        thousands of clients takes a while, so at most a tenth of the time goes into looking.
         """
         end = None if timeout_s is None else self._monotonic() + timeout_s
         with self.coordinator.arrived:
             while True:
                 began = time.monotonic()
+                self.coordinator.store.refuse_superseded()
                 if true():
                     return
                 rest_until = time.monotonic() + 9 * (time.monotonic() - began)

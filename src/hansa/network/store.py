@@ -20,10 +20,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from hansa.core.errors import InputError
 from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
+from hansa.network.messages import Refusal
 
 _SCHEMA = "2"
 _FILE = "coordinator.db"
 _BUSY_S = 10.0  # that a transaction waits for another process to let go of the database
+_EPOCH = "epoch"  # key of how many coordinators have served this folder, one after the other
 metadata = sa.MetaData()
 
 meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.LargeBinary))
@@ -174,8 +176,24 @@ audit = sa.Table(  # who did what; each line's hash covers the one before
 )
 
 
+class Superseded(Refusal):
+    """Another coordinator has taken over this folder since this one locked it: this one writes no more, and stops."""
+
+    def __init__(self, folder: Path, epoch: int, found: int) -> None:
+        super().__init__(
+            "superseded",
+            f"{folder}: expected to be its only coordinator (epoch {epoch}), found that another one has taken over "
+            f"(epoch {found}); this one wrote nothing more and stops. Does the disk hold locks? Start one at a time",
+            retry_after_s=1,
+        )
+
+
 class Store:
-    """The database in a coordinator's state folder. Several processes may open it; one may serve it (``lock``)."""
+    """The database in a coordinator's state folder. Several processes may open it; one may serve it (``lock``).
+
+    A lock file keeps a second coordinator out. Where it does not (some network file systems), the epoch does: the one
+    that came later has the larger number, and the older one finds it in its next transaction that would write.
+    """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.clock = folder, clock
@@ -185,6 +203,7 @@ class Store:
         sa.event.listen(self.engine, "begin", _begin)
         self._lock: Any = None
         self._patient: int | None = None  # the thread that waits for as long as another process keeps the database
+        self._epoch: int | None = None  # ours, once this folder is ours to serve
         with self.write() as db:
             if (found := _schema_of(db)) != _SCHEMA:
                 _migrate(db, found, folder)
@@ -197,8 +216,9 @@ class Store:
     def write(self) -> Iterator[sa.Connection]:
         """One transaction that may write: committed at the end, rolled back by an exception.
 
-        Raises ``OSError`` (ENOSPC) when the disk is full, and ``OperationalError`` (see ``is_busy``) when another
-        process does not let go of the database; the thread that called ``lock``, which drives the rounds, waits.
+        Raises ``OSError`` (ENOSPC) when the disk is full, ``Superseded`` when another coordinator has taken over, and
+        ``OperationalError`` (see ``is_busy``) when another process does not let go of the database; the thread that
+        called ``lock``, which drives the rounds, waits.
         """
         try:
             with self._begun() as db:
@@ -221,7 +241,23 @@ class Store:
                 if not is_busy(error) or threading.get_ident() != self._patient:
                     raise
         with db, transaction:
+            self._refuse_superseded(db)
             yield db
+
+    def refuse_superseded(self) -> None:
+        """Raise ``Superseded`` when another coordinator has taken over: for whoever waits and writes nothing."""
+        with self.read() as db:
+            self._refuse_superseded(db)
+
+    def _refuse_superseded(self, db: sa.Connection) -> None:
+        """The same within a transaction; asked of the driver itself, as each transaction comes by here."""
+        if self._epoch is None:
+            return
+        driver: Any = db.connection.driver_connection
+        row = driver.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
+        found = int(row[0]) if row else 0  # none: somebody put another database here
+        if found != self._epoch:
+            raise Superseded(self.folder, self._epoch, found)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -259,6 +295,10 @@ class Store:
             "(process {process}); stop it, or use another --state",
         )
         self._patient = threading.get_ident()
+        with self.write() as db:
+            epoch = int(db.scalar(sa.select(meta.c.value).where(meta.c.key == _EPOCH)) or 0) + 1
+            put(db, _EPOCH, str(epoch).encode())
+        self._epoch = epoch
         fail_point("coordinator.store.locked")
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ is then called again; nothing that arrived is sent again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import httpx2 as httpx
@@ -138,13 +138,13 @@ class Download:
         """Keep each piece as it comes."""
         if part.total <= SMALL:
             del self._short[part.first :]
-            for piece in answer.iter_raw():
+            for piece in _pieces(answer, part):
                 self._short += piece
                 self._moved = True
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._path.open("ab" if part.first else "wb") as file:
-            for piece in answer.iter_raw():
+            for piece in _pieces(answer, part):
                 file.write(piece)
                 self._moved = True
                 fail_point("client.download.grown")
@@ -166,6 +166,16 @@ class Download:
         raise ProtocolError(
             f"blob: expected content with SHA-256 {self._sha256[:16]}..., found another; do not trust this server"
         )
+
+
+def _pieces(answer: httpx.Response, part: Part) -> Iterator[bytes]:
+    """An answer's body, which must not be longer than the part that it said to be."""
+    left = part.stop - part.first
+    for piece in answer.iter_raw():
+        left -= len(piece)
+        if left < 0:
+            raise ProtocolError(f"blob: expected {part.content_range}, found more bytes; do not trust this server")
+        yield piece
 
 
 def _place(answer: httpx.Response, have: int) -> Part:

@@ -1,0 +1,21 @@
+"""The page of fault cases has forty rows, and each that does not wait for a feature has a test of its number."""
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "fault-cases.md"
+ROW = re.compile(r"^\| (\d+) \| .* \| ([^|]*) \|$", flags=re.MULTILINE)
+ON_THE_WAY = {15, 18, 20, 22, 23, 25, 26, 27, 28, 35, 36, 37, 38}  # tests of these are being written elsewhere
+
+
+def test_each_case_of_the_page_has_its_test_or_waits_for_a_feature():
+    shown = {int(number): last for number, last in ROW.findall(PAGE.read_text(encoding="utf-8"))}
+    source = " ".join(path.read_text(encoding="utf-8") for path in (TESTS / "faults").glob("test_*.py"))
+    tested = {int(number) for number in re.findall(r"def test_case_(\d\d)_", source)}
+    waiting = {number for number, last in shown.items() if last.startswith("waits for")}
+    assert sorted(shown) == list(range(1, 41))
+    assert waiting == {30, 31, 40}
+    assert all(last == f"`test_case_{number:02}`" for number, last in shown.items() if number not in waiting)
+    assert set(shown) - waiting - tested <= ON_THE_WAY
+    assert not tested & waiting
