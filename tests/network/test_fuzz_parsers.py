@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gzip
 import json
 import re
 import tempfile
@@ -373,6 +374,26 @@ def test_a_refusal_without_end_is_not_read_to_its_end(status):
     with pytest.raises(RunError, match="expected an answer of at most"):
         line_to(lambda request: httpx.Response(status, stream=endless)).call("GET", "/v1/work")
     assert endless.taken < 10 * 65536
+
+
+@pytest.mark.parametrize("code", ["clock", "replay"])
+def test_a_server_that_tells_the_time_is_asked_once_more_and_no_oftener(code):
+    said = next(body for body in REFUSALS if code.encode() in body)
+    answers = [httpx.Response(401, stream=Pieces([said])), httpx.Response(200, stream=Pieces([b"good"]))]
+    assert line_to(lambda request: answers.pop(0)).call("GET", "/v1/work").body == b"good"
+    asked = []
+    with pytest.raises(Unreachable, match="another signature"):
+        line_to(lambda request: asked.append(request) or httpx.Response(401, stream=Pieces([said]))).call("GET", "/")
+    assert len(asked) == 2
+
+
+def test_a_refusal_that_is_packed_is_not_unpacked():
+    packed = Pieces([gzip.compress(bytes(2**26))])
+    headers = {"Content-Encoding": "gzip"}
+    line = line_to(lambda request: httpx.Response(401, headers=headers, stream=packed))
+    found, peak = peak_of(lambda: line.call("GET", "/v1/work"))
+    assert isinstance(found, RunError)
+    assert peak < 2**21
 
 
 def test_a_client_whose_certificate_was_replaced_is_told_so():

@@ -22,7 +22,6 @@ IDLE_S = 60.0  # without a byte in either direction
 _KEEP_OPEN_S = 70.0  # between two requests; the coordinator closes a little later
 _SERVER_ERROR = 500
 _LONGEST_ANSWER, _LONGEST_REFUSAL = 2**28, 2**16
-_SAID = "hansa.said"  # the body of an answer that was read already
 
 
 class Unreachable(Exception):
@@ -55,8 +54,9 @@ class Signed(httpx.Auth):
             answer = yield request
             if answer.status_code != httpx.codes.UNAUTHORIZED or not _is_short(answer):
                 return
-            said = answer.extensions[_SAID] = _read(answer, _LONGEST_REFUSAL)
-            if not self.signer.learn(_json(said)) or not whole:
+            answer.stream = _Short(answer.stream)
+            answer.headers.pop("Content-Encoding", None)  # it was not asked for, and is not to be unpacked
+            if not self.signer.learn(_json(answer.read())) or not whole:
                 return
 
     def _headers(self, request: httpx.Request, whole: bool) -> dict[str, str]:
@@ -149,16 +149,38 @@ def _is_short(answer: httpx.Response) -> bool:
 
 
 def _read(answer: httpx.Response, longest: int) -> bytes:
-    """A body that must not be longer; ``RunError`` if it is. It may be asked for again after a refused signature."""
-    if (said := answer.extensions.get(_SAID)) is not None:
-        return bytes(said)
+    """A body that must not be longer; ``RunError`` if it is."""
+    if answer.is_stream_consumed:  # by ``Signed``, which read it to the end
+        return answer.content
     body = bytearray()
     for piece in answer.iter_raw():
         body += piece
         if len(body) > longest:
-            answer.close()
-            raise RunError(f"expected an answer of at most {longest} bytes, found a longer one; is that a coordinator?")
+            raise _too_long(longest)
     return bytes(body)
+
+
+class _Short(httpx.SyncByteStream):
+    """The body of a refusal, read from ``stream`` as far as one may go."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for piece in self._stream:
+            size += len(piece)
+            if size > _LONGEST_REFUSAL:
+                raise _too_long(_LONGEST_REFUSAL)
+            yield piece
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._stream.close()
+
+
+def _too_long(longest: int) -> RunError:
+    return RunError(f"expected an answer of at most {longest} bytes, found a longer one; is that a coordinator?")
 
 
 def _seconds(after: str) -> float | None:
