@@ -3,14 +3,18 @@
 Numbers are those of the table of forty fault and abuse cases; each case ends with the global checkers.
 """
 
-import os
+from types import SimpleNamespace
 
 import pytest
 
 from faults import checkers
 from faults.conftest import SHORT, VICTIM
 from faults.disk import SmallDisk, damage
+from faults.sites import Rounds, rows
 from faults.trial import COORDINATOR, copied
+from hansa.commands.status import run_status
+from hansa.network.room import NoRoom
+from hansa.network.runtime import NetworkRuntime
 
 pytestmark = pytest.mark.network
 
@@ -47,6 +51,14 @@ def receipts(trial):
     return {(name, note["slot"]) for name in trial.names for note in trial.notes(name, "receipt")}
 
 
+def refuses(trial, sentence):
+    """A coordinator that is started now ends with a sentence."""
+    trial.start(COORDINATOR)
+    trial.processes[COORDINATOR].join(30)
+    assert trial.processes[COORDINATOR].exitcode == 2
+    assert sentence in " ".join(trial.logs().split())
+
+
 def test_case_18_a_full_disk_acknowledges_nothing_and_the_run_goes_on_when_there_is_room(disk, begin, reference):
     trial = begin()
     small = disk(trial.folder / "fed")
@@ -62,6 +74,23 @@ def test_case_18_a_full_disk_acknowledges_nothing_and_the_run_goes_on_when_there
     trial.finish()
     assert len(trial.notes(COORDINATOR, "started")) == 1
     checkers.everything(trial, reference.whole)
+
+
+def test_case_18_a_round_begins_when_there_is_room_for_its_reports(site, monkeypatch, tmp_path, capsys):
+    site.join("berlin", rows(0))
+    runtime = NetworkRuntime(site.coordinator)
+    runtime.wait_for_clients(1, timeout_s=30)
+    rounds = Rounds(site.federation, runtime, ("berlin",))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=10))
+        with pytest.raises(NoRoom, match=r"MB free for a round \(clients asked: 1\), found 1e-05"):
+            rounds.run(0)
+        run_status(tmp_path / "server", False)
+        assert "the disk of the state folder has 10 B left" in capsys.readouterr().out
+        with pytest.raises(SystemExit):  # a person is needed
+            run_status(tmp_path / "server", True)
+    rounds.run(0)
+    assert rounds.mean.clients == ("berlin",)
 
 
 def test_case_18_a_run_directory_on_a_full_disk_is_written_when_there_is_room(disk, begin, reference):
@@ -87,32 +116,16 @@ def test_case_20_a_damaged_checkpoint_or_model_is_replaced_and_never_trained_fro
     assert good == checkpoint.read_bytes()
     for path in (checkpoint, copy, *(trial.folder / "fed" / "blobs").iterdir()):
         damage(path, how)
-    trial.start(COORDINATOR)
-    trial.processes[COORDINATOR].join(30)
-    assert trial.processes[COORDINATOR].exitcode == 2
-    assert "expected it or its copy undamaged, found neither" in " ".join(trial.logs().split())
+    refuses(trial, "expected it or its copy undamaged, found neither")
+    checkpoint.unlink()
+    copy.unlink()
+    refuses(trial, "expected the one of 2 rounds that are done, found none")
+    checkpoint.write_bytes(good)
+    damage(checkpoint, how)
     copy.write_bytes(good)
     trial.start(COORDINATOR)
     trial.finish()
     assert f"{checkpoint.name} is damaged" in " ".join(trial.logs().split())
-    checkers.everything(trial, reference.whole)
-
-
-def test_case_20_a_checkpoint_that_is_gone_is_not_begun_without(begin, reference):
-    trial = begin({COORDINATOR: [("coordinator.plan.shown", "train-2")]})
-    trial.start_everyone()
-    trial.until(lambda: not trial.is_running(COORDINATOR))
-    [checkpoint] = (trial.folder / "fed" / "runs").rglob("checkpoint")
-    files = [checkpoint, checkpoint.with_name("checkpoint.copy")]
-    aside = [path.rename(path.with_suffix(".aside")) if path.suffix else path.rename(f"{path}.kept") for path in files]
-    trial.start(COORDINATOR)
-    trial.processes[COORDINATOR].join(30)
-    assert trial.processes[COORDINATOR].exitcode == 2
-    assert "expected the one of 2 rounds that are done, found none" in " ".join(trial.logs().split())
-    os.replace(aside[1], files[1])
-    aside[0].unlink()
-    trial.start(COORDINATOR)
-    trial.finish()
     checkers.everything(trial, reference.whole)
 
 

@@ -151,7 +151,7 @@ class Coordinator:
     def check_room(self, slot: Slot, learn: bool, clients: int, vectors: Mapping[str, Packed]) -> None:
         """Raise ``NoRoom`` unless the disk has room for a round: its vectors, its reports, two checkpoints after it."""
         needed = 3 * sum(packed.size for packed in vectors.values()) + clients * self._report_size(slot, learn)[0]
-        check_room(self.store.folder, needed, f"{KINDS.get(slot.task, slot.task)} of {clients} clients")
+        check_room(self.store.folder, needed, f"a round (clients asked: {clients})")
 
     def _report_size(self, slot: Slot, learn: bool) -> tuple[int, int]:
         """Bytes of a slot's row as it is packed, where that is known, and how many a report may have beside it."""

@@ -33,7 +33,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise ``NoRoom`` unless so many bytes are free where ``folder`` lies."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise NoRoom(f"{folder}: expected {needed / 1e6:.1f} MB free for {what}, found {free / 1e6:.1f} MB", needed)
+        raise NoRoom(f"{folder}: expected {needed / 1e6:.6g} MB free for {what}, found {free / 1e6:.6g}", needed)
 
 
 def when_there_is_room(

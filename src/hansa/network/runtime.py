@@ -95,11 +95,12 @@ class NetworkRuntime:
         self.coordinator.rounds.freeze(slot, self._fewest(slot))
         for row in self.coordinator.rounds.frozen(slot):
             try:
-                yield self._report(slot, row)
+                report = self._report(slot, row)
             except (ProtocolError, KeyError) as error:
                 problem = f"{slot.task} round {slot.round}: the report of {row.client} is damaged or gone ({error})"
                 _LOG.error("%s; nothing of this attempt counts, its clients are asked again", problem)
                 raise Abandoned(problem, may_heal=True) from error
+            yield report
 
     def arrivals(self, count: int, refill: Callable[[int], None]) -> Iterator[Report]:
         """The next ``count`` clients' reports as they arrive, whatever plan they answer; the same after a restart.
