@@ -217,7 +217,8 @@ def _killed(results: Results, row: Row, cell: Callable[[Killed], str]) -> str:
 def _what_became(one: Killed) -> str:
     if one.goes_on:
         return f"goes on, done {one.waited_s:.0f} s after the kill"
-    again = "" if one.afresh_s is None else f"; `flwr run` by hand: done {one.afresh_s:.0f} s later, from round 1"
+    done = "not done in time" if one.afresh_s is None else f"done {one.afresh_s:.0f} s later, from round 1"
+    again = f"; `flwr run` by hand: {done}" if one.row != "hansa" else ""
     return f"does not go on: {one.status} after {one.waited_s:.0f} s{again}"
 
 

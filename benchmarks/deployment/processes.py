@@ -63,11 +63,13 @@ class Started:
 
 def call(words: Sequence[object], environment: Mapping[str, str], limit_s: float = 120.0) -> str:
     """What a command prints; ``Failed`` when it ends badly."""
-    done = subprocess.run(
-        [str(word) for word in words], env=dict(environment), capture_output=True, text=True, timeout=limit_s
-    )
+    command = [str(word) for word in words]
+    try:
+        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{' '.join(command[:4])}: not within {limit_s:.0f} s") from error
     if done.returncode:
-        raise Failed(f"{' '.join(map(str, words[:4]))} ended with status {done.returncode}: {done.stderr[-300:]}")
+        raise Failed(f"{' '.join(command[:4])} ended with status {done.returncode}: {done.stderr[-300:]}")
     return done.stdout
 
 

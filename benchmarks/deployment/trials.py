@@ -124,7 +124,7 @@ class Killed:
     reported: int = 0  # updates of the round that the server had when it was killed
     again: int = 0  # trainings that were done a second time
     same_bits: bool = False  # the result is that of a run without the kill
-    afresh_s: float | None = None  # where it did not go on: until another run by hand was through
+    afresh_s: float | None = None  # where it did not go on: what another run, by hand, took; None if it failed too
 
 
 def timed(row: Row, python: Path, num_params: int, num_clients: int, num_rounds: int) -> Timed:
@@ -197,10 +197,7 @@ def killed(row: Row, python: Path, num_params: int, num_clients: int, patience_s
             found.same_bits = bool(reference) and np.array_equal(side.result(), reference[0])
             found.again = len(side.trainings.read_text().splitlines()) - 3 * num_clients
         elif isinstance(side, flower_side.FlowerSide):
-            at = time.monotonic()
-            side.start_run()
-            side.wait(patience_s)
-            found.afresh_s = time.monotonic() - at
+            found.afresh_s = _afresh_s(side, patience_s)
 
     found.error = _in_a_folder(row, python, given, undisturbed)
     if not found.error:
@@ -219,6 +216,17 @@ def _ends_well(side: Side, patience_s: float) -> bool:
                 time.sleep(2)  # what it leaves may follow
                 break
     return side.is_done
+
+
+def _afresh_s(side: flower_side.FlowerSide, patience_s: float) -> float | None:
+    """Seconds that another run takes, with what is still there; None when it is not done in time."""
+    began = time.monotonic()
+    try:
+        side.start_run()
+        side.wait(patience_s)
+    except Failed:
+        return None
+    return time.monotonic() - began
 
 
 def as_json(record: Timed | Traffic | Killed) -> dict[str, Any]:
