@@ -150,10 +150,9 @@ def adjust(case, name, world, data):
         case.path_parameters["sha256"] = data.draw(st.sampled_from(known))
     if name == "put_report" and isinstance(case.body, bytes):
         place_part(case, data.draw(st.sampled_from(["whole", "whole", "other", "first", "first", "last", "odd"])), data)
-    if name == "blob" and data.draw(st.booleans()):
-        case.headers["Range"] = data.draw(
-            st.sampled_from(["bytes=0-3", "bytes=5-", "bytes=400-", "bytes=99999-", "bytes=-3"])
-        )
+    if name == "blob" and data.draw(often):
+        case.headers.pop("If-Range", None)  # one that is made up asks for all of it
+        case.headers["Range"] = data.draw(st.sampled_from(["bytes=0-3", "bytes=5-", "bytes=400-", "bytes=-3"]))
 
 
 def place_part(case, which, data):
@@ -230,7 +229,7 @@ def fuzz(world, operation, mode, max_examples):
 
 def test_every_answer_to_whatever_is_asked_is_in_the_document(world):
     for operation, mode in ASKED:
-        fuzz(world, operation, mode, 40)
+        fuzz(world, operation, mode, 50)
     assert REACHED - set(world.asked) == set()
 
 
