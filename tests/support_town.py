@@ -191,8 +191,8 @@ class Town:
     def train(self, schedule: Schedule, **more: Any) -> Checkpoint:
         """Train, from where the last process stood: it saved what it had done after every round."""
         path = self.folder / "checkpoint"
-        loop = self.loop(schedule, save=lambda point: point.write(path), **more)
-        resume = Checkpoint.read(path) if path.exists() else None
+        loop = self.loop(schedule, save=lambda point: point.write_twice(path), **more)
+        resume = Checkpoint.read_either(path, pytest.fail)
         if resume is not None and resume.next_round:  # a crash may have come in the middle of a release
             self.runtime.release(resume.next_round - 1, resume.state.algorithm["params"], {})
         return loop.run(resume)

@@ -52,7 +52,7 @@ class Signed(httpx.Auth):
         for _ in range(2):
             request.headers.update(self._headers(request, whole))
             answer = yield request
-            if answer.status_code != httpx.codes.UNAUTHORIZED or not _is_short(answer):
+            if answer.status_code != httpx.codes.UNAUTHORIZED:
                 return
             answer.stream = _Short(answer.stream)
             answer.headers.pop("Content-Encoding", None)  # it was not asked for, and is not to be unpacked
@@ -140,12 +140,6 @@ def _refuse_packed(answer: httpx.Response) -> None:
             f"{place_of(str(answer.request.url))}: expected an answer that is not packed, found Content-Encoding "
             f"{_printable(encoding[:40])}; let no proxy pack answers on the way"
         )
-
-
-def _is_short(answer: httpx.Response) -> bool:
-    """Whether an answer says that it is no longer than a refusal."""
-    said = answer.headers.get("Content-Length", "")
-    return said.isascii() and said.isdigit() and len(said) < 10 and int(said) <= _LONGEST_REFUSAL
 
 
 def _read(answer: httpx.Response, longest: int) -> bytes:

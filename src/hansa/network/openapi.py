@@ -14,12 +14,12 @@ from typing import Any
 from hansa.network.messages import CODES, PROTOCOL
 
 BINARY, JSON, PEM = "application/octet-stream", "application/json", "application/x-pem-file"
-LATER: Mapping[str, int] = {"busy": 503, "stopping": 503}  # said where no route is to blame
+LATER: Mapping[str, int] = {"stopping": 503}  # said where no route is to blame
 
 _ANYBODY = ("malformed", "too-many", "stopping")
 _SIGNED = (
     *("malformed", "unauthenticated", "signature", "clock", "replay", "revoked", "expired", "protocol", "too-many"),
-    *("busy", "stopping", "no-space"),
+    *("busy", "stopping", "superseded", "no-space"),
 )
 _WITH_BODY = ("length-required", "too-large")
 _ELSEWHERE = ("not-found", "method")  # of a path or a method that is not here: signed, 404 or 405; not signed, 401
@@ -81,7 +81,7 @@ def _authority() -> dict[str, Any]:
 
 
 def _enrol() -> dict[str, Any]:
-    codes = (*_ANYBODY, *_WITH_BODY, "token", "revoked", "busy", "no-space")
+    codes = (*_ANYBODY, *_WITH_BODY, "token", "revoked", "busy", "superseded", "no-space")
     good = {"200": _holds("Enrolled: the client's certificate.", BINARY)}
     return _operation("enrol", "A join token for a certificate.", good, codes, body="Enrol")
 
@@ -208,9 +208,9 @@ def _refusal(codes: Sequence[str]) -> dict[str, Any]:
     if {"clock", "replay"} & set(codes):
         fields |= {"now": {"type": "number"}, "epoch": {"type": "string"}, "last": {"type": "integer"}}
     found: dict[str, Any] = {"description": ", ".join(codes)}
-    if "too-many" in codes:
+    if {"too-many", "busy", "superseded"} & set(codes):
         fields["retry_after_s"] = {"type": "integer", "minimum": 1}
-    if {"too-many", "busy", "stopping"} & set(codes):
+    if {"too-many", "busy", "stopping", "superseded"} & set(codes):
         seconds = {"type": "string", "pattern": "^[0-9]+$"}
         found["headers"] = {"Retry-After": _said(seconds, "Seconds.")}
     schema = {"type": "object", "properties": fields, "required": ["error", "code"], "additionalProperties": False}

@@ -370,7 +370,7 @@ def _plain(path: Path) -> str:
 def _configure(connection: Any, _record: Any) -> None:
     """What every connection is told; transactions are begun by us, not by the driver."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_S * 1000:.0f}"):
+    for pragma in (f"busy_timeout={_BUSY_S * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
