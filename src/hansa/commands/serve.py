@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from rich.console import Console
 from hansa.aggregators.careful import careful
 from hansa.core.errors import InputError
 from hansa.core.key import Key
-from hansa.core.protocols import Slot
+from hansa.core.protocols import Client, Slot
 from hansa.network.failpoints import fail_point
 from hansa.terminal import console, harmless, progress
 from hansa.training.apps import App, load_app, with_settings
@@ -64,7 +65,6 @@ def run_serve(
     need_server()
     from hansa.network.coordinator import Coordinator
     from hansa.network.http import serve_in_thread
-    from hansa.network.room import when_there_is_room
     from hansa.network.runtime import NetworkRuntime
     from hansa.network.sockets import raise_descriptor_limit
     from hansa.network.store import Store
@@ -95,27 +95,43 @@ def run_serve(
             min_clients=app.schedule.min_clients or 1,
             on_wait=_Waiting(screen).tell,
         )
-        own, warn = state / "runs" / coordinator.run, partial(_warn, screen)
-        folder = out or own
-        if not coordinator.finished:
-            _wait_for_clients(screen, runtime, app, state)
-            train = partial(_train, app, coordinator, runtime, seed, own / "checkpoint", screen)
-            run = when_there_is_room(train, state, warn)  # a second time it goes on from the checkpoint
-            fail_point("coordinator.run.trained")
-            when_there_is_room(partial(run.save, folder), folder, warn)
-            fail_point("coordinator.run.saved")
-            when_there_is_room(partial(coordinator.save_log, folder), folder, warn)
-            screen.print(f"run directory {folder}, report {folder / 'report.html'}")
-            screen.print(f"run {coordinator.run} is done: {_scores(run)}")
-        left = when_there_is_room(runtime.finish, state, warn)  # after a restart too: some may not know yet
-        when_there_is_room(partial(coordinator.save_log, folder), folder, warn)  # again, with the end
-        fail_point("coordinator.run.logged")
-        when_there_is_room(partial(store.put, _ENDED, coordinator.run.encode()), state, warn)
+        left = _to_the_end(app, coordinator, runtime, seed, state, out, screen)
         if left:
             screen.print(f"not yet told that the run is over: {', '.join(left)}")
         while stay:
             time.sleep(_LOOK_EVERY_S)
             store.refuse_superseded()
+
+
+def _to_the_end(
+    app: App,
+    coordinator: Coordinator,
+    runtime: NetworkRuntime,
+    seed: int,
+    state: Path,
+    out: Path | None,
+    screen: Console,
+) -> Sequence[Client]:
+    """Train, write the run directory, tell clients; whom that did not reach. A full disk is waited for."""
+    from hansa.network.room import when_there_is_room
+
+    own, warn = state / "runs" / coordinator.run, partial(_warn, screen)
+    folder = out or own
+    if not coordinator.finished:
+        _wait_for_clients(screen, runtime, app, state)
+        train = partial(_train, app, coordinator, runtime, seed, own / "checkpoint", screen)
+        run = when_there_is_room(train, state, warn)  # a second time it goes on from the checkpoint
+        fail_point("coordinator.run.trained")
+        when_there_is_room(partial(run.save, folder), folder, warn)
+        fail_point("coordinator.run.saved")
+        when_there_is_room(partial(coordinator.save_log, folder), folder, warn)
+        screen.print(f"run directory {folder}, report {folder / 'report.html'}")
+        screen.print(f"run {coordinator.run} is done: {_scores(run)}")
+    left = when_there_is_room(runtime.finish, state, warn)  # after a restart too: some may not know yet
+    when_there_is_room(partial(coordinator.save_log, folder), folder, warn)  # again, with the end
+    fail_point("coordinator.run.logged")
+    when_there_is_room(partial(coordinator.store.put, _ENDED, coordinator.run.encode()), state, warn)
+    return left
 
 
 def run_invite(name: str, state: Path, uses: int, expires: str, again: bool) -> None:
