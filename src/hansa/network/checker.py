@@ -6,13 +6,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from hansa.network.journal import append_seldom
 from hansa.network.messages import Refusal
 from hansa.network.quotas import Bucket
 from hansa.network.registry import Caller, Registry
 from hansa.network.signing import TOLERANCE_S, UNKNOWN, Claim, is_signed, read_claim
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 RENEW = "/v1/renew"
 RENEWAL_GRACE_S = 30 * 86_400.0
@@ -108,10 +112,16 @@ class Checker:
 
 def _holds(certificate: bytes, claim: Claim) -> tuple[bool, float]:
     """Whether the key of a certificate (PEM) signed what is claimed, and when the certificate ends."""
+    key, ends = _read(certificate)
+    return key is not None and is_signed(key, claim.signature, claim.base), ends
+
+
+@lru_cache(maxsize=4096)
+def _read(certificate: bytes) -> tuple[EllipticCurvePublicKey | None, float]:
+    """The key of a certificate (PEM), where it is one of ours, and when it ends."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     found = x509.load_pem_x509_certificate(certificate)
     key = found.public_key()
-    holds = isinstance(key, EllipticCurvePublicKey) and is_signed(key, claim.signature, claim.base)
-    return holds, found.not_valid_after_utc.timestamp()
+    return key if isinstance(key, EllipticCurvePublicKey) else None, found.not_valid_after_utc.timestamp()

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from hansa.core.errors import HansaError
 from hansa.network import gate
-from hansa.network.blobs import SMALL, read_pieces
+from hansa.network.blobs import SMALL, cut
 from hansa.network.checker import RENEW, Checker
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
@@ -35,6 +36,7 @@ from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.network.waiting import Bell
 
 _SMALL_BODY = 64 * 1024
+_AHEAD = 2**18
 _BINARY = "application/octet-stream"
 _PATIENCE, _PATIENCE_S = 20, 0.01  # how often, and how long, a request waits for an older one for the same report
 
@@ -145,8 +147,7 @@ def _add_vectors(app: FastAPI, desk: _Desk) -> None:
         }
         if not part.is_whole:
             headers["Content-Range"] = part.content_range
-        pieces = read_pieces(path, part.first, part.stop)
-        return StreamingResponse(pieces, 200 if part.is_whole else 206, headers, media_type=_BINARY)
+        return StreamingResponse(_read_ahead(path, part), 200 if part.is_whole else 206, headers, media_type=_BINARY)
 
 
 def _add_reports(app: FastAPI, desk: _Desk) -> None:
@@ -237,6 +238,21 @@ def _wrong_bytes(sent: Sent) -> Refusal:
     """Why a report is not kept."""
     text = f"report: expected bytes with SHA-256 {sent.sha256[:16]}..., found others; send it once more"
     return Refusal("digest", text)
+
+
+async def _read_ahead(path: Path, part: Part) -> AsyncIterator[bytes]:
+    """A part of a file: read in long pieces, each of which costs a turn in a thread, and sent in shorter ones."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(part.first)
+        held = b""
+        for first, stop in cut(part.first, part.stop):
+            while len(held) < stop - first:
+                more = await run_in_threadpool(file.read, _AHEAD)
+                if not more:  # it was cut short on the disk: the receiver misses the rest
+                    return
+                held += more
+            yield held[: stop - first]
+            held = held[stop - first :]
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
