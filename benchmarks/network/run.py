@@ -3,7 +3,7 @@
     python benchmarks/network/run.py [idle] [restart] [slow] [round] [--clients 10000] [--check] [--quick] [--json]
 
 `hansa serve` runs in a process of its own; this process is all clients, each with a TLS connection and a certificate of
-its own, on loopback. Latencies are measured by clients that do nothing else. Linux only: memory is read from /proc.
+its own, on loopback. Latencies are measured by a client in a third process. Linux only: memory is read from /proc.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +87,20 @@ def p99(times):
     return float(np.percentile(times, 99)) * 1000 if len(times) else float("nan")
 
 
-async def probe(caller, run_for_s, every_s=0.02):
-    """A healthy client's control requests for a while, one at a time: the seconds that each took."""
-    fingerprint = caller.fingerprint
+async def probe(fleet, run_for_s):
+    """A healthy client's control requests for a while, from a process of its own: the seconds that each took."""
+    given = fleet.port, fleet.authority, str(fleet.folder / "probe.pem"), fleet.fingerprint, run_for_s
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, probe_here, *given)
+
+
+def probe_here(port, authority, pem, fingerprint, run_for_s):
+    """The same, in this process."""
+    return asyncio.run(ask_often(Caller(port, authority, "probe", Path(pem)), fingerprint, run_for_s))
+
+
+async def ask_often(caller, fingerprint, run_for_s, every_s=0.02):
+    """One request at a time, now and then with a handshake or a write."""
     hello = m.write(m.Hello(protocol=m.PROTOCOL, version="benchmark", fingerprints=(fingerprint,)))
     await caller.ask("POST", "/v1/hello", hello)
     times, end, number = [], time.perf_counter() + run_for_s, 0
@@ -104,12 +117,6 @@ async def probe(caller, run_for_s, every_s=0.02):
         number += 1
         await asyncio.sleep(max(0.0, every_s - times[-1]))
     return times
-
-
-def prober(fleet, name):
-    caller = Caller(fleet.port, fleet.authority, name, fleet.folder / f"{name}.pem")
-    caller.fingerprint = fleet.fingerprint
-    return caller
 
 
 async def until(fleet, true, seconds, every_s=0.2):
@@ -141,7 +148,7 @@ async def idle_and_restart(folder, given):
     print(f"{count} clients here after {time.monotonic() - began:.0f} s", flush=True)
     await asyncio.sleep(settle_s)
     cpu, asked = coordinator.cpu_s(), num_asked(fleet)
-    times = await probe(prober(fleet, "probe"), measure_s)
+    times = await probe(fleet, measure_s)
     now_mb, most_mb = coordinator.memory_mb()
     found = {
         "clients": count,
@@ -170,7 +177,7 @@ async def restart(coordinator, fleet, given):
     await asyncio.sleep(1.0 if given.quick else 5.0)
     ready_s = coordinator.start()
     began = time.monotonic()
-    probing = asyncio.create_task(probe(prober(fleet, "probe"), 5.0 if given.quick else 60.0))
+    probing = asyncio.create_task(probe(fleet, 5.0 if given.quick else 60.0))
     curve, count = [], len(fleet.clients)
     while fleet.num_answered_since(began) < count and time.monotonic() - began < 180:
         await asyncio.sleep(1)
@@ -216,7 +223,7 @@ async def slow_sockets(folder, given):
         await client.hello()
     plan = m.read_plan((await asked[0].work()).plan)  # and it never answers: the round stays open
     path = f"/v1/blobs/{plan.vectors['params']}"
-    times = await probe(prober(fleet, "probe"), measure_s)
+    times = await probe(fleet, measure_s)
     tasks = []
     for number in range(count):
         name = attackers[number % len(attackers)]
@@ -226,7 +233,7 @@ async def slow_sockets(folder, given):
         tasks.append(asyncio.create_task(slow.again(dawdle, caller, *more)))
     await asyncio.sleep(2.0 if given.quick else 15.0)
     cpu = coordinator.cpu_s()
-    beside = await probe(prober(fleet, "probe"), measure_s)
+    beside = await probe(fleet, measure_s)
     found = {
         "slow sockets": count,
         "p50 ms without": round(float(np.median(times)) * 1000, 1),

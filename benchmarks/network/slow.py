@@ -1,10 +1,12 @@
 """Sockets that dawdle: headers byte by byte, bodies at one byte a second, downloads that nobody reads.
 
-Each is opened again when it is cut. A third are strangers; the others have a client's certificate.
+Each is opened again when it is cut, the readers' at times of their own. A third are strangers; the others have a
+client's certificate.
 """
 
 import asyncio
 import contextlib
+import random
 import socket
 
 from calls import LOST, Refused
@@ -31,7 +33,7 @@ async def body(caller):
 
 
 async def reader(caller, path):
-    """Downloads that nobody reads. A cut is not noticed, so they begin anew after 12 seconds."""
+    """Downloads that nobody reads. A cut is not noticed, so they begin anew after some 12 seconds."""
     loop, found = asyncio.get_running_loop(), socket.socket()
     found.setblocking(False)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -44,7 +46,7 @@ async def reader(caller, path):
     for _ in range(20):
         signed = "".join(f"{k}: {v}\r\n" for k, v in caller.signer.headers("GET", path.encode()).items())
         transport.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{signed}\r\n".encode())
-    await asyncio.sleep(12)
+    await asyncio.sleep(random.uniform(8, 16))
 
 
 async def again(dawdle, caller, *more):

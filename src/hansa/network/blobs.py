@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator
+from io import RawIOBase
 from pathlib import Path
 
 from hansa.core.errors import ProtocolError
@@ -206,6 +207,21 @@ def cut(first: int, stop: int) -> Iterator[tuple[int, int]]:
     while first < stop:
         yield first, min(first + size, stop)
         first, size = first + size, min(size + _FIRST_PIECE // 4, _PIECE)
+
+
+def at_hand(file: RawIOBase, first: int, size: int) -> bytes | None:
+    """What the system has in memory of ``size`` bytes of a file from ``first`` on, without waiting for the disk.
+
+    None where it has nothing, or cannot tell: all but Linux, and some of its file systems.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
+    piece = bytearray(size)
+    try:
+        found = os.preadv(file.fileno(), [piece], first, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return bytes(memoryview(piece)[:found]) or None
 
 
 def read_pieces(path: Path, first: int, stop: int) -> Iterator[bytes]:

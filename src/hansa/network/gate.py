@@ -79,9 +79,14 @@ class Gate:
             await self.app(scope, _Body(receive, claim, self._looker(caller), self._noter(caller, scope)), send)
 
     async def _check(self, scope: Scope, shown: str | None, address: str) -> tuple[Caller, Claim]:
-        """Who asks; what nobody signed is counted by address."""
+        """Who asks; what nobody signed is counted by address. Only what has to be written costs a turn in a thread."""
+        writes: list[Callable[[], None]] = []
         try:
-            return await run_in_threadpool(self.checker.check, scope, shown)
+            try:
+                return self.checker.check(scope, shown, writes.append)
+            finally:
+                for write in writes:
+                    await run_in_threadpool(write)
         except (OSError, OperationalError) as error:
             raise trouble(error) from error
         except Refusal as refusal:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ from hansa.network.store import Store, clients, presence, renewals, token_uses, 
 from hansa.network.token import JoinToken
 
 Prove = Callable[[str, bytes], None]
+Later = Callable[[Callable[[], None]], None]  # takes a write that the caller need not wait for itself
+_HOLDER = "SELECT name, certificate, revoked_at FROM clients WHERE certificate_sha256 = ?"
+_NEXT_HOLDER = (
+    "SELECT clients.name, renewals.certificate, revoked_at FROM renewals JOIN clients ON clients.name = renewals.name "
+    "WHERE renewals.certificate_sha256 = ?"
+)
+
+
+def at_once(write: Callable[[], None]) -> None:
+    """Write now."""
+    write()
 
 
 class Caller(str):
@@ -174,41 +186,42 @@ class Registry:
             append(db, self.store.clock(), "renewed", caller, {"certificate": row["certificate_sha256"]})
         return Enrolled(name=str(caller), certificate=certificate)
 
-    def authenticate(self, certificate_sha256: str | None, prove: Prove | None = None) -> Caller:
+    def authenticate(
+        self, certificate_sha256: str | None, prove: Prove | None = None, later: Later = at_once
+    ) -> Caller:
         """The client whose certificate this is; ``prove(name, certificate)`` raises unless the caller holds its key.
 
         A certificate that is not known, was replaced, or whose key the caller does not hold is one and the same
         ``Refusal``; only whoever holds the key hears that the client was revoked. The first use of a renewed
-        certificate ends the one before.
+        certificate ends the one before, by a write that is given to ``later``.
         """
         if certificate_sha256 is None:
             raise Refusal("unauthenticated", UNKNOWN)
-        with self.store.read() as db:
-            chosen = sa.select(clients).where(clients.c.certificate_sha256 == certificate_sha256)
-            client, renewed = db.execute(chosen).one_or_none(), None
-            if client is None:
-                is_next = renewals.c.certificate_sha256 == certificate_sha256
-                renewed = db.execute(sa.select(renewals).where(is_next)).one_or_none()
-            if renewed is not None:
-                client = db.execute(sa.select(clients).where(clients.c.name == renewed.name)).one_or_none()
+        client = self.store.row(_HOLDER, certificate_sha256)
+        is_next = client is None
+        client = client or self.store.row(_NEXT_HOLDER, certificate_sha256)
         if client is None:
             raise Refusal("unauthenticated", UNKNOWN)
+        name, certificate, revoked_at = client
         if prove is not None:
-            prove(client.name, client.certificate if renewed is None else renewed.certificate)
-        _refuse_revoked(client)
-        if renewed is not None:
-            self._replace(renewed)
-        return Caller(client.name, certificate_sha256)
+            prove(name, certificate)
+        _refuse_revoked(name, revoked_at)
+        caller = Caller(name, certificate_sha256)
+        if is_next:
+            later(partial(self._replace, caller))
+        return caller
 
-    def _replace(self, renewed: Any) -> None:
+    def _replace(self, caller: Caller) -> None:
         """A client has used its renewed certificate: from now on it is the only one."""
-        row = {name: getattr(renewed, name) for name in ("certificate_sha256", "certificate", "key_hash")}
         with self.store.write() as db:
-            same = (renewals.c.name == renewed.name, renewals.c.certificate_sha256 == renewed.certificate_sha256)
-            if db.execute(renewals.delete().where(*same)).rowcount:
-                db.execute(clients.update().where(clients.c.name == renewed.name).values(**row))
+            same = (renewals.c.name == caller, renewals.c.certificate_sha256 == caller.certificate)
+            renewed = db.execute(sa.select(renewals).where(*same)).one_or_none()
+            if renewed is not None:
+                row = {name: getattr(renewed, name) for name in ("certificate_sha256", "certificate", "key_hash")}
+                db.execute(renewals.delete().where(*same))
+                db.execute(clients.update().where(clients.c.name == caller).values(**row))
                 what = {"certificate": renewed.certificate_sha256}
-                append(db, self.store.clock(), "replaced", renewed.name, what)
+                append(db, self.store.clock(), "replaced", caller, what)
 
     def saw(self, names: Mapping[str, float]) -> None:
         """Note when clients were seen last; many at once, as it is but for ``hansa status``."""
@@ -324,7 +337,7 @@ def refuse_revoked(db: sa.Connection, name: str) -> None:
     client = db.execute(sa.select(clients).where(clients.c.name == name)).one_or_none()
     if client is None:
         return
-    _refuse_revoked(client)
+    _refuse_revoked(client.name, client.revoked_at)
     shown = getattr(name, "certificate", client.certificate_sha256)
     if shown != client.certificate_sha256:
         waiting = sa.select(renewals.c.name).where(renewals.c.certificate_sha256 == shown)
@@ -332,13 +345,13 @@ def refuse_revoked(db: sa.Connection, name: str) -> None:
             raise Refusal("unauthenticated", UNKNOWN)
 
 
-def _refuse_revoked(client: Any) -> None:
+def _refuse_revoked(name: str, revoked_at: float | None) -> None:
     """Refuse a client that was revoked."""
-    if client.revoked_at is not None:
+    if revoked_at is not None:
         raise Refusal(
             "revoked",
-            f"client {client.name} was revoked by the coordinator on {_when(client.revoked_at)}; "
-            f"if that is a mistake, ask for a new token: hansa invite {client.name}",
+            f"client {name} was revoked by the coordinator on {_when(revoked_at)}; "
+            f"if that is a mistake, ask for a new token: hansa invite {name}",
         )
 
 
@@ -372,7 +385,7 @@ def _check_free(client: Any, token: Any) -> None:
         return
     if client.revoked_at is not None:
         if token.created_at < client.revoked_at:
-            _refuse_revoked(client)
+            _refuse_revoked(client.name, client.revoked_at)
     elif not token.again:
         raise Refusal(
             "token",

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from hansa.core.errors import HansaError
 from hansa.network import gate
-from hansa.network.blobs import SMALL, cut
+from hansa.network.blobs import SMALL, at_hand, cut
 from hansa.network.checker import RENEW, Checker
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
@@ -36,7 +36,6 @@ from hansa.network.uploads import Sent, Uploads, WrongOffset
 from hansa.network.waiting import Bell
 
 _SMALL_BODY = 64 * 1024
-_AHEAD = 2**18
 _BINARY = "application/octet-stream"
 _PATIENCE, _PATIENCE_S = 20, 0.01  # how often, and how long, a request waits for an older one for the same report
 
@@ -147,7 +146,7 @@ def _add_vectors(app: FastAPI, desk: _Desk) -> None:
         }
         if not part.is_whole:
             headers["Content-Range"] = part.content_range
-        return StreamingResponse(_read_ahead(path, part), 200 if part.is_whole else 206, headers, media_type=_BINARY)
+        return StreamingResponse(_read(path, part), 200 if part.is_whole else 206, headers, media_type=_BINARY)
 
 
 def _add_reports(app: FastAPI, desk: _Desk) -> None:
@@ -240,19 +239,19 @@ def _wrong_bytes(sent: Sent) -> Refusal:
     return Refusal("digest", text)
 
 
-async def _read_ahead(path: Path, part: Part) -> AsyncIterator[bytes]:
-    """A part of a file: read in long pieces, each of which costs a turn in a thread, and sent in shorter ones."""
+async def _read(path: Path, part: Part) -> AsyncIterator[bytes]:
+    """A part of a file, piece by piece; only what has to come from the disk costs a turn in a thread."""
     with path.open("rb", buffering=0) as file:
-        file.seek(part.first)
-        held = b""
         for first, stop in cut(part.first, part.stop):
-            while len(held) < stop - first:
-                more = await run_in_threadpool(file.read, _AHEAD)
-                if not more:  # it was cut short on the disk: the receiver misses the rest
+            while first < stop:
+                piece = at_hand(file, first, stop - first)
+                if piece is None:
+                    file.seek(first)
+                    piece = await run_in_threadpool(file.read, stop - first)
+                if not piece:  # it was cut short on the disk: the receiver misses the rest
                     return
-                held += more
-            yield held[: stop - first]
-            held = held[stop - first :]
+                yield piece
+                first += len(piece)
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:

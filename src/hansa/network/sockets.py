@@ -13,6 +13,7 @@ import hashlib
 import ipaddress
 import socket
 import ssl
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hansa.network.limits import Groups, Limits, Patience
-from hansa.network.tls import Tls
+from hansa.network.tls import Tls, Turns
 
 _ACCEPT_AT_ONCE = 16  # then those that are open have their turn
 _FAIR_S = 2.0  # what every stranger is given before it has to make room for another
@@ -29,6 +30,8 @@ _BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.05, 1.0
 _SPARE = 64  # descriptors, for the database, blobs and whatever else a process opens
 _LINGER_S, _LINGER_BYTES = 2.0, 4 * 2**20  # of a body after its answer: by then the answer was read, or never will be
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NOT_SENT_LOWAT = 25  # TCP_NOTSENT_LOWAT, which Python has a name for from 3.12 on
+_NOT_SENT = 128 * 1024  # that the system takes of an answer beyond what the other end is ready for; it would megabytes
 _EVERYONE = ""
 
 
@@ -53,7 +56,7 @@ class Door:
         self._strangers = Groups[Tls](limits.strangers)
         self._by_address = Groups[Tls](limits.strangers_by_address)
         self._by_client = Groups[Tls](limits.connections_by_client)
-        self._watched: set[Http] = set()
+        self._watched, self._turns = set[Http](), Turns()
         self._back_off_s = _BACK_OFF_S
         self._every_s = min(1.0, limits.headers_s / 4, limits.grace_s / 4)
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -155,7 +158,9 @@ class Door:
     def _admit(self, found: socket.socket, address: str) -> None:
         """Begin TLS on an accepted socket; nothing is known of its other end but the address."""
         try:
-            line = Tls(found, self.context, lambda _: self._make_http(self), self.left, address)
+            if sys.platform == "linux":
+                found.setsockopt(socket.IPPROTO_TCP, _NOT_SENT_LOWAT, _NOT_SENT)
+            line = Tls(found, self.context, lambda _: self._make_http(self), self.left, address, self._turns)
         except OSError:  # gone already
             found.close()
             return

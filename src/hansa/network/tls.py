@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
 from collections.abc import Callable
@@ -17,6 +18,27 @@ _RECORD = 16 * 1024  # the most that TLS packs into one record, and that one rea
 _READS_AT_ONCE = 8  # then others have their turn
 _HIGH, _LOW = 64 * 1024, 16 * 1024  # of what is not sent yet: above, the protocol is asked to pause; below, to go on
 _CLOSE_S = 5.0  # for the other end to read the last of an answer
+_HANDSHAKES_AT_ONCE = 4  # steps of them, half a millisecond each: then requests have their turn
+
+
+class Turns:
+    """Handshakes, a few in each turn of the loop: a crowd that arrives at once keeps nobody else waiting."""
+
+    def __init__(self) -> None:
+        self._loop, self._due = asyncio.get_running_loop(), dict[Callable[[], None], None]()
+
+    def ask(self, step: Callable[[], None]) -> None:
+        """Take ``step`` when it is its turn; asked again before, it is taken once."""
+        if not self._due:
+            self._loop.call_soon(self._take)
+        self._due[step] = None
+
+    def _take(self) -> None:
+        for step in list(itertools.islice(self._due, _HANDSHAKES_AT_ONCE)):
+            del self._due[step]
+            step()
+        if self._due:
+            self._loop.call_soon(self._take)
 
 
 class Tls(asyncio.Transport):
@@ -36,6 +58,7 @@ class Tls(asyncio.Transport):
         "_on_lost",
         "_protocol",
         "_tls",
+        "_turns",
         "_unsent",
         "address",
         "client",
@@ -49,6 +72,7 @@ class Tls(asyncio.Transport):
         make_protocol: Callable[[Tls], asyncio.Protocol],
         on_lost: Callable[[Tls], None],
         address: str = "",
+        turns: Turns | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._make_protocol, self._on_lost, self._context = make_protocol, on_lost, context
@@ -56,6 +80,7 @@ class Tls(asyncio.Transport):
         self._is_closing = self._is_lost = self._is_full = False
         self._is_reading, self._unsent = True, bytearray()
         self.address, self.client, self.since = address, "", self._loop.time()
+        self._turns = turns or Turns()
         found.setblocking(False)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the end of an answer waits 40 ms for an ACK
         self._tls = context.wrap_socket(found, server_side=True, do_handshake_on_connect=False)
@@ -107,11 +132,13 @@ class Tls(asyncio.Transport):
         if self._is_lost:
             return
         if self._protocol is None:
-            self._shake_hands()
+            self._turns.ask(self._shake_hands)
         else:
             self._read()
 
     def _shake_hands(self) -> None:
+        if self._is_lost or self._protocol is not None:
+            return
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -251,4 +278,4 @@ class Tls(asyncio.Transport):
             self._protocol = None  # they refer to each other
 
 
-__all__ = ["Tls"]
+__all__ = ["Tls", "Turns"]
