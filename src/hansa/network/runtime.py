@@ -210,10 +210,10 @@ class NetworkRuntime:
         """
 
         def enough() -> bool:
-            here = self.present()
-            if on_wait is not None and len(here) < count:
-                on_wait(here)
-            return len(here) >= count
+            is_enough = self.past.num_here() >= count  # thousands may be here, and one more every moment
+            if on_wait is not None and not is_enough:
+                on_wait(self.present())
+            return is_enough
 
         self._until(enough, timeout_s)
         return tuple(self.present())

@@ -137,9 +137,9 @@ class Door:
     def _has_room(self) -> bool:
         """Make room for one more: the oldest stranger goes, but not before it had a fair time to say who it is.
 
-        While requests queue, who knocks waits in the system's queue, which costs less than a connection.
+        While requests or handshakes queue, who knocks waits in the system's queue, which costs less than a connection.
         """
-        if self._is_busy():
+        if self._turns.are_many or self._is_busy():
             self._pause(_BACK_OFF_S)
             return False
         strangers = self._strangers.members.get(_EVERYONE, {})

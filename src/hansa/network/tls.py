@@ -19,6 +19,7 @@ _READS_AT_ONCE = 8  # then others have their turn
 _HIGH, _LOW = 64 * 1024, 16 * 1024  # of what is not sent yet: above, the protocol is asked to pause; below, to go on
 _CLOSE_S = 5.0  # for the other end to read the last of an answer
 _HANDSHAKES_AT_ONCE = 4  # steps of them, half a millisecond each: then requests have their turn
+_MOST_DUE = 32
 
 
 class Turns:
@@ -26,6 +27,11 @@ class Turns:
 
     def __init__(self) -> None:
         self._loop, self._due = asyncio.get_running_loop(), dict[Callable[[], None], None]()
+
+    @property
+    def are_many(self) -> bool:
+        """Whether so many wait that it is better to let in no more connections."""
+        return len(self._due) > _MOST_DUE
 
     def ask(self, step: Callable[[], None]) -> None:
         """Take ``step`` when it is its turn; asked again before, it is taken once."""
