@@ -67,10 +67,19 @@ def test_a_tree_is_stored_as_its_body_piece_by_piece(tmp_path):
 
 def test_a_long_blob_is_mapped_and_a_short_one_read(tmp_path):
     blobs = Blobs(tmp_path)
-    for size in (SMALL, SMALL + 1):
+    for size in (2**16, 2**16 + 1):
         body = blobs.get(blobs.put(bytes(size)))
         assert body == bytes(size)
-        assert isinstance(body, bytes) == (size == SMALL)
+        assert isinstance(body, bytes) == (size == 2**16)
+
+
+def test_a_blob_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
+    def full(_path):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("hansa.network.blobs.map_file", full)
+    blobs = Blobs(tmp_path)
+    assert blobs.get(blobs.put(bytes(2**17))) == bytes(2**17)
 
 
 def test_what_is_written_to_a_mapped_blob_changes_no_file(tmp_path):

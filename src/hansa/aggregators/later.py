@@ -15,9 +15,13 @@ _VALUES = 2**22  # of all rows together, that are looked at at a time
 _ALIGNED = 2**13
 
 
-def all_long(reports: Sequence[Report]) -> bool:
-    """Whether all rows are long ones that nobody has folded."""
-    return all(_is_long(report.payload) for report in reports)
+def are_long(reports: Sequence[Report]) -> bool:
+    """Whether all rows are ones that nobody has folded, and long together."""
+    payloads = [report.payload for report in reports]
+    if not all(isinstance(one, Updates) and not one.folded and _lies_apart(one) for one in payloads):
+        return False
+    shapes = [one.values.shape for one in payloads]
+    return shapes[0][1] > 1 and is_long(sum(rows * columns for rows, columns in shapes))
 
 
 def sum_later(
@@ -26,9 +30,9 @@ def sum_later(
     place: Mapping[Client, int],
     fold_rows: Callable[[Updates, Sequence[int]], Updates],
 ) -> Updates:
-    """One folded row, of the bits that the tree's leaves and their sum have; its columns are added when asked for.
+    """One folded row, of the bits that the tree's leaves and their sum have.
 
-    The rows must stay as they are until then.
+    A long one's columns are added when asked for: its rows must stay as they are until then.
     """
     where = rows_of(reports)
     clients = tuple(client for client in place if client in where)
@@ -53,10 +57,10 @@ def sum_later(
                 let_go(row)
         return total
 
-    return fold_rows(narrow, cuts)._replace(values=Later((1, num_params), columns))
+    values = Later((1, num_params), columns)
+    return fold_rows(narrow, cuts)._replace(values=values if is_long(num_params) else np.asarray(values))
 
 
-def _is_long(payload: object) -> bool:
-    if not isinstance(payload, Updates) or payload.folded or not isinstance(payload.values, np.ndarray | Later):
-        return False
-    return is_long(payload.values.shape[1], payload.values.dtype.itemsize)
+def _lies_apart(updates: Updates) -> bool:
+    """Whether rows can be had some columns at a time."""
+    return isinstance(updates.values, np.ndarray | Later)

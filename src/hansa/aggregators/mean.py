@@ -18,7 +18,7 @@ import numpy as np
 
 from hansa.aggregators.blocks import stacked
 from hansa.aggregators.folds import Positions, Tree, fold, leaves, total
-from hansa.aggregators.later import all_long, sum_later
+from hansa.aggregators.later import are_long, sum_later
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
 from hansa.core.key import Key
@@ -76,13 +76,13 @@ class Mean:
     def open(self, cohort: tuple[Client, ...], history: Mapping[str, tuple[Report, ...]]) -> Updates:
         """The sum of everyone's rows, added as the cohort's tree has it, whoever folded them.
 
-        Of long rows some columns are added at a time, when they are asked for (see later.py).
+        Of rows that are long together some columns are added at a time (see later.py).
         """
         reports = [report for report in history["update"] if report.clients]
         if not reports:
             return Updates((), np.zeros((1, 0)), np.zeros(1))
         place, tree, nodes = Positions(cohort), Tree(len(cohort)), {}
-        if all_long(reports) and is_columnwise(self.fold):
+        if are_long(reports) and is_columnwise(self.fold):
             return sum_later(tree, reports, place, self.fold)
         for report in reports:
             if report.payload.folded:

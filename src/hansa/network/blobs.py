@@ -20,6 +20,7 @@ from hansa.tensors import Buffer, Packed
 
 SMALL = 2**20  # bytes that are held in memory and travel in one piece; what is longer lies in a file
 _LOG = logging.getLogger("hansa")
+_READ = 2**16  # bytes from which on a blob is mapped, as thousands of them may be looked at together
 _FIRST_PIECE, _PIECE = 2**12, 2**18
 
 
@@ -72,7 +73,10 @@ class Blobs:
             raise KeyError(name)
         if file_hash(path) != name:
             raise ProtocolError(f"{path}: expected content with this SHA-256, found another; the disk may be failing")
-        return map_file(path) if path.stat().st_size > SMALL else path.read_bytes()
+        if path.stat().st_size > _READ:
+            with contextlib.suppress(OSError):  # as many files are open, or mapped, as may be
+                return map_file(path)
+        return path.read_bytes()
 
     def path(self, name: str) -> Path | None:
         """Where the content called ``name`` lies, or None; anything but a SHA-256 in hex names nothing."""

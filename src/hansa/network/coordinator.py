@@ -136,7 +136,7 @@ class Coordinator:
             settlements=settled,
             plan=None if given is None else given[1],
             released=newest if newest is not None and release_mark(newest) != released else None,
-            finished=self.finished and not here.said_goodbye,
+            finished=here and self.finished,
         )
 
     def count_work(self, name: str, work: Work, size: int) -> None:

@@ -109,9 +109,9 @@ class Gate:
 
         await self.app(scope, receive, count)
 
-    def _looker(self, caller: Caller) -> Callable[[], Awaitable[None]]:
+    def _looker(self, caller: Caller) -> Callable[[], None]:
         """Refuses a client that has been revoked meanwhile."""
-        return partial(run_in_threadpool, self.checker.registry.check_revoked, caller)
+        return partial(self.checker.registry.check_revoked, caller)
 
     def _noter(self, caller: Caller, scope: Scope) -> Callable[[], Awaitable[None]]:
         """Notes a body that is not the one signed."""
@@ -125,7 +125,7 @@ class _Body:
         self,
         receive: Receive,
         claim: Claim,
-        look: Callable[[], Awaitable[None]],
+        look: Callable[[], None],
         note: Callable[[], Awaitable[None]],
     ) -> None:
         self._receive, self._expected, self._look, self._note = receive, claim.digest, look, note
@@ -139,7 +139,7 @@ class _Body:
         now = asyncio.get_running_loop().time()
         if now - self._looked_at > _LOOK_AGAIN_S:
             self._looked_at = now
-            await self._look()
+            self._look()
         if self._expected is not None:
             self._found.update(message.get("body", b""))
             if not message.get("more_body", False) and self._found.digest() != self._expected:

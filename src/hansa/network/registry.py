@@ -233,8 +233,10 @@ class Registry:
 
     def check_revoked(self, name: str) -> None:
         """Refuse a client that was revoked, or whose certificate was replaced, while its request waited."""
-        with self.store.read() as db:
-            refuse_revoked(db, name)
+        client = self.store.row("SELECT certificate_sha256, revoked_at FROM clients WHERE name = ?", str(name))
+        if client != (getattr(name, "certificate", client and client[0]), None):
+            with self.store.read() as db:
+                refuse_revoked(db, name)
 
     def revoke(self, name: str) -> None:
         """Refuse a client from now on, and the tokens for its name; ``InputError`` when there is none of that name."""
@@ -281,11 +283,11 @@ class Registry:
         with self.store.read() as db:
             return sorted(row.client for row in db.execute(chosen))
 
-    def here(self, run: str, name: str) -> Any:
-        """A client's row of presence in a run, or None before its hello."""
-        with self.store.read() as db:
-            chosen = sa.select(presence).where(presence.c.run == run, presence.c.client == name)
-            return db.execute(chosen).one_or_none()
+    def here(self, run: str, name: str) -> bool | None:
+        """Whether a client that said hello in a run has not said goodbye; None before its hello."""
+        chosen = "SELECT said_goodbye FROM presence WHERE run = ? AND client = ?"
+        row = self.store.row(chosen, run, str(name))
+        return None if row is None else not row[0]
 
 
 def invite(

@@ -203,7 +203,7 @@ class Bell:
                 if not is_last or loop.time() >= question.until:
                     break
             if not self._is_watching or question.name in self.news.revoked:
-                await run_in_threadpool(self.coordinator.registry.check_revoked, question.name)
+                self.coordinator.registry.check_revoked(question.name)
             question.news = self.news
             message = await self._look(question)
             if message.says_something:
