@@ -174,6 +174,8 @@ async def idle_and_restart(folder, given):
 async def restart(coordinator, fleet, given):
     """Kill the coordinator under all of its clients, start it again, and count how many have an answer when."""
     coordinator.stop(signal.SIGKILL)
+    for client in fleet.clients:  # those that were between two questions too: a held one would be answered much later
+        client.was_lost = True
     await asyncio.sleep(1.0 if given.quick else 5.0)
     ready_s = coordinator.start()
     began = time.monotonic()

@@ -178,6 +178,21 @@ def test_some_columns_at_a_time_a_step_has_the_bits_of_the_whole(name, mean, num
         assert not list(Path(folder).iterdir())
 
 
+@given(num_params=st.integers(2, 9_000), count=st.integers(2, 60), seed=st.integers(0, 2**32 - 1))
+def test_rows_that_are_long_only_together_have_the_bits_of_the_whole_and_stay_in_memory(num_params, count, seed):
+    rng = np.random.default_rng(seed)
+    cohort, answers = reports(rng, count, num_params)
+    whole = hansa.Mean().open(cohort, answers)
+    with mock.patch.multiple(long_vectors, LONG=4 * num_params + 1):
+        cut = hansa.Mean().open(cohort, answers)
+    assert isinstance(cut.values, np.ndarray)
+    assert cut.values.tobytes() == whole.values.tobytes()
+    assert (cut.clients, cut.weights.tobytes()) == (whole.clients, whole.weights.tobytes())
+    assert {name: column.tobytes() for name, column in cut.tail.items()} == {
+        name: column.tobytes() for name, column in whole.tail.items()
+    }
+
+
 FEDAVG = ALGORITHMS["FedAvg"]
 WHOLE = {
     "the algorithm": Parts(Normed(client_learning_rate=0.1), (), hansa.Mean()),

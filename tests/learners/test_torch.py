@@ -3,12 +3,14 @@
 import pickle
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hansa import long_vectors
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.data.dataset import Dataset
@@ -508,3 +510,22 @@ def test_without_pytorch_the_extra_is_named():
         "else:\n    raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("build", [build_mlp, build_normed])
+def test_the_parameters_of_a_large_model_are_moved_and_it_trains_as_a_small_one(build):
+    small, large = TorchLearner(build, batched=False), TorchLearner(build, batched=False)
+    params = small.initial(Key.of(1))
+    with mock.patch.object(long_vectors, "LONG", 1):
+        assert large.initial(Key.of(1)).tobytes() == params.tobytes()
+    assert not any(bool(parameter.any()) for parameter in large._engine.flat.parameters)  # it has but one copy
+    local = LocalTraining(learning_rate=0.1, epochs=2, batch_size=3)
+    fitted = [fit(learner, params, [data(10), data(7, seed=1)], local).params for learner in (small, large)]
+    assert fitted[0].tobytes() == fitted[1].tobytes()
+
+
+def test_a_model_that_is_the_one_of_the_call_before_is_refused():
+    model = build_mlp()
+    learner = TorchLearner(lambda: model)
+    with pytest.raises(InputError, match="expected a fresh model at every call"):
+        learner.initial(Key.of(1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hansa.core.errors import ProtocolError
-from hansa.network.blobs import SMALL, Blobs, read_pieces, write_file
+from hansa.network.blobs import SMALL, Blobs, at_hand, read_pieces, write_file
 from hansa.wire import lay_out, pack
 
 
@@ -80,6 +80,17 @@ def test_a_blob_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("hansa.network.blobs.map_file", full)
     blobs = Blobs(tmp_path)
     assert blobs.get(blobs.put(bytes(2**17))) == bytes(2**17)
+
+
+def test_what_is_at_hand_of_a_file_is_a_beginning_of_what_was_asked_for_or_nothing(tmp_path, monkeypatch):
+    path, body = tmp_path / "file", bytes(range(256)) * 300
+    path.write_bytes(body)
+    with path.open("rb", buffering=0) as file:
+        for first, size in ((0, 10), (100, 70_000), (76_790, 100), (76_800, 5)):
+            found = at_hand(file, first, size) or b""
+            assert body[first : first + size].startswith(found)
+        monkeypatch.delattr("os.RWF_NOWAIT", raising=False)  # as on other systems
+        assert at_hand(file, 0, 10) is None
 
 
 def test_what_is_written_to_a_mapped_blob_changes_no_file(tmp_path):

@@ -5,7 +5,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hansa.network import identity
-from hansa.network.messages import Enrol
+from hansa.network.messages import Enrol, Refusal
 from hansa.network.signing import Signer
 from support_signing import DAY_S, SigningDesk
 
@@ -137,3 +137,27 @@ def test_when_clients_were_seen_is_written_for_all_of_them_together(desk):
     desk.passed += 20
     desk.check(desk.scope(signers[0]))
     assert {client["last_seen_s"] for client in desk.coordinator.status()["clients"]} == {0.0}
+
+
+def test_who_proved_the_key_by_tls_is_told_the_time_before_anything_is_asked_of_the_database(desk, monkeypatch):
+    signer = desk.enrol()
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.registry.store, "row", None)
+        answer = desk.refusal(desk.scope(signer), shown=signer.keyid)
+    assert (answer["code"], answer["last"]) == ("clock", 0)
+    assert signer.learn(answer)
+    assert desk.check(desk.scope(signer), shown=signer.keyid)[0] == "berlin"
+    thief = Signer(identity.make_request("berlin")[0], signer.keyid)  # the line is berlin's, the signature is not
+    assert thief.learn(desk.refusal(desk.scope(thief), shown=signer.keyid))
+    assert desk.refusal(desk.scope(thief), shown=signer.keyid)["code"] == "unauthenticated"
+
+
+def test_what_has_to_be_written_is_handed_over_also_for_who_is_refused(desk):
+    recorded, writes = desk.scope(desk.in_step(desk.enrol())), []
+    desk.check(recorded)
+    with pytest.raises(Refusal):
+        desk.checker.check(recorded, None, writes.append)
+    assert desk.log("request refused") == []
+    for write in writes:
+        write()
+    assert len(desk.log("request refused")) == 1

@@ -3,6 +3,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hansa.core.protocols import Slot
 from hansa.network import audit
 from hansa.network.coordinator import Coordinator
 from hansa.network.journal import lines
-from hansa.network.store import Store, put
+from hansa.network.store import Store, is_busy, put
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -144,4 +146,27 @@ def test_a_full_disk_is_said_as_one_and_nothing_of_the_transaction_stays(tmp_pat
         fill()
     assert caught.value.errno == errno.ENOSPC
     assert store.get("key") is None
+    store.close()
+
+
+def test_a_row_is_asked_for_from_any_thread_and_not_after_the_end(tmp_path):
+    store = Store(tmp_path)
+    store.put("name", b"value")
+    chosen = "SELECT value FROM meta WHERE key = ?"
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: store.row(chosen, "name"), range(20))) == {(b"value",)}
+    assert store.row(chosen, "another") is None
+    store.close()
+    assert not (tmp_path / "coordinator.db-wal").exists()  # nobody holds the database any more
+
+
+def test_a_row_of_a_database_that_another_keeps_to_itself_is_busy(tmp_path):
+    store = Store(tmp_path)
+    store.engine.dispose()
+    with closing(sqlite3.connect(tmp_path / "coordinator.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sa.exc.OperationalError) as caught:
+            store.row("SELECT 1 FROM meta")
+        assert is_busy(caught.value)
     store.close()

@@ -7,11 +7,13 @@ import socket
 import ssl
 import threading
 from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from hansa.network import identity
-from hansa.network.tls import Tls
+from hansa.network.tls import Tls, Turns
 
 pytestmark = pytest.mark.network
 SIZE, LARGE = 3_000_000, 30_000_000  # the system's own buffers take some megabytes
@@ -191,3 +193,23 @@ def test_an_end_in_the_middle_of_a_handshake_is_survived(server):
     line.sendall(b"x")
     assert line.recv(10) == b"x"
     line.close()
+
+
+def test_the_handshakes_of_a_crowd_leave_turns_for_others():
+    taken, seen = [], []
+
+    async def run():
+        turns = Turns()
+        for number in range(100):
+            turns.ask(steps[number])
+        turns.ask(steps[0])  # it is due already
+        assert turns.are_many
+        while len(taken) < 100:
+            seen.append(len(taken))
+            await asyncio.sleep(0)
+        assert not turns.are_many
+
+    steps = [partial(taken.append, number) for number in range(100)]
+    asyncio.run(run())
+    assert taken == list(range(100))
+    assert max(after - before for before, after in pairwise(seen)) <= 4

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.layout import Layout
+from hansa.long_vectors import is_long
 
 _FROZEN = Key.of("hansa frozen parameters")  # equal everywhere: frozen layers drawn at random are the same for all
 
@@ -145,13 +147,31 @@ class FlatModel:
                 torch.sub(value, start, out=place)
 
     def initial(self, key: Key) -> Tensor:
-        """The vector (num_params,) of a fresh model drawn from ``key``."""
+        """The vector (num_params,) of a fresh model drawn from ``key``.
+
+        Of a long one there is hardly more than one copy in memory at any time: values move, and ``module``, which is
+        loaded before each use, is zero until then, which takes no memory.
+        """
+        is_moved = is_long(self.layout.num_params) and self.device.type == "cpu"
+        for parameter in self.parameters if is_moved else ():
+            parameter.data = torch.from_numpy(np.zeros(parameter.shape, np.float32))
         found = entries(build(self._build_model, key, self.device))
+        if {id(e.tensor) for e in found} & {id(e.tensor) for e in self._entries}:
+            raise InputError(
+                "build_model: expected a fresh model at every call, found the one of the call before; "
+                "build it within the function"
+            )
         if _layout(found) != self.layout:
             raise InputError(
                 "build_model: expected the same model at every call, found other names or shapes; make it deterministic"
             )
-        return torch.cat([e.tensor.detach().reshape(-1) for e in found if e.role in ("parameter", "buffer")])
+        learned = [e.tensor for e in found if e.role in ("parameter", "buffer")]
+        vector = torch.empty(self.layout.num_params, device=self.device)
+        for tensor, place in zip(learned, vector.split_with_sizes(self._sizes), strict=True):
+            place.copy_(tensor.detach().reshape(-1))
+            if is_moved:
+                tensor.data = tensor.data.new_empty(0)
+        return vector
 
     def fresh(self, vector: Tensor) -> nn.Module:
         """A new module with the parameters and buffers of ``vector``, in evaluation mode."""
