@@ -1,6 +1,6 @@
 """A model of a gigabyte and twenty clients: the coordinator's peak memory over the model's size.
 
-    python benchmarks/network/large.py [--megabytes 1000] [--clients 20] [--json]
+    python benchmarks/network/large.py [--megabytes 1000] [--clients 20] [--torch] [--json]
 
 `hansa serve` runs in a process of its own; this process is all clients: each downloads the model and uploads an update
 of its length over TLS, signed, without holding either in memory. Exit status 1 when the peak (VmHWM, which counts
@@ -10,6 +10,7 @@ mapped pages too) is 1.5 times the model or more. The disk needs room for the up
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -196,9 +197,11 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--megabytes", type=int, default=1000, help="size of the model, 4 bytes a parameter")
     options.add_argument("--clients", type=int, default=20)
+    options.add_argument("--torch", action="store_true", help="a TorchLearner's model, which the server never runs")
     options.add_argument("--json", action="store_true", help="write large.json beside this file")
     given = options.parse_args()
     need(given.megabytes > 0 and given.clients > 0, "expected numbers above 0")
+    os.environ["HANSA_BENCHMARK_LEARNER"] = "torch" if given.torch else ""
     num_params = given.megabytes * 250_000
     with tempfile.TemporaryDirectory() as folder:
         room_mb = shutil.disk_usage(folder).free // 10**6
@@ -208,6 +211,7 @@ def main():
         large = a_run(Path(folder) / "large", num_params, given.clients)
     ratio = large["peak"] / given.megabytes
     results = {
+        "learner": "TorchLearner" if given.torch else "NumPy",
         "model MB": given.megabytes,
         "clients": given.clients,
         "peak MB": round(large["peak"]),

@@ -1,5 +1,6 @@
 """The federation of the large-model benchmark: a model of NUM_PARAMS parameters, which nobody here trains."""
 
+import itertools
 import os
 
 import numpy as np
@@ -50,13 +51,34 @@ def pattern(name):
     return np.random.default_rng(list(name.encode())).normal(size=PERIOD).astype(np.float32)
 
 
+def build_model():
+    """The same parameters as a module of PyTorch's, in forty tensors."""
+    import torch
+    from torch import nn
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            places = np.linspace(0, NUM_PARAMS, 41).astype(int)
+            for number, (start, stop) in enumerate(itertools.pairwise(places)):
+                values = np.resize(np.roll(pattern("initial"), -start), stop - start)
+                setattr(self, f"part{number:02}", nn.Parameter(torch.from_numpy(values)))
+
+        def forward(self, x):
+            return x * self.part00[:1]
+
+    return Parts()
+
+
 def evaluate_on():
     """A row of the server's own."""
     return hansa.Dataset(np.zeros((1, 1), np.float32), np.zeros(1, np.float32))
 
 
+IS_TORCH = os.environ.get("HANSA_BENCHMARK_LEARNER") == "torch"
+learner = hansa.TorchLearner(build_model, loss="mse", metrics=()) if IS_TORCH else Wide(NUM_PARAMS)
 app = hansa.App(
-    federation=hansa.Federation(learner=Wide(NUM_PARAMS), algorithm=hansa.FedAvg(client_learning_rate=0.1)),
+    federation=hansa.Federation(learner=learner, algorithm=hansa.FedAvg(client_learning_rate=0.1)),
     schedule=hansa.Schedule(num_rounds=1, cohort_size=2),
-    evaluate_on=evaluate_on,
+    evaluate_on=None if IS_TORCH else evaluate_on,
 )

@@ -6,7 +6,9 @@ some columns of its vectors at a time, to the same bits.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,6 +64,14 @@ def mapping(held: Any) -> mmap.mmap | None:
 def is_long(num_values: int, itemsize: int = 4) -> bool:
     """Whether a vector is a long one."""
     return num_values * itemsize >= LONG
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it for later (glibc's does)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 class NewVector:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.layout import Layout
-from hansa.long_vectors import is_long
+from hansa.long_vectors import give_back, is_long
 
 _FROZEN = Key.of("hansa frozen parameters")  # equal everywhere: frozen layers drawn at random are the same for all
 
@@ -153,8 +153,10 @@ class FlatModel:
         loaded before each use, is zero until then, which takes no memory.
         """
         is_moved = is_long(self.layout.num_params) and self.device.type == "cpu"
-        for parameter in self.parameters if is_moved else ():
-            parameter.data = torch.from_numpy(np.zeros(parameter.shape, np.float32))
+        if is_moved:
+            zeros = torch.from_numpy(np.zeros(self.layout.num_params, np.float32))  # no memory until written to
+            for parameter, zero in zip(self.parameters, self.split(zeros), strict=True):
+                parameter.data = zero
         found = entries(build(self._build_model, key, self.device))
         if {id(e.tensor) for e in found} & {id(e.tensor) for e in self._entries}:
             raise InputError(
@@ -167,10 +169,15 @@ class FlatModel:
             )
         learned = [e.tensor for e in found if e.role in ("parameter", "buffer")]
         vector = torch.empty(self.layout.num_params, device=self.device)
+        num_moved = 0
         for tensor, place in zip(learned, vector.split_with_sizes(self._sizes), strict=True):
             place.copy_(tensor.detach().reshape(-1))
             if is_moved:
                 tensor.data = tensor.data.new_empty(0)
+                num_moved += len(place)
+                if is_long(num_moved):
+                    give_back()
+                    num_moved = 0
         return vector
 
     def fresh(self, vector: Tensor) -> nn.Module:
