@@ -179,9 +179,9 @@ class Trial:
 
     def kill(self, name: str) -> bool:
         """SIGKILL a process, now; False when it has ended already."""
-        process = self.processes[name]
-        if process.exitcode is not None:
+        if not self.is_running(name):
             return False
+        process = self.processes[name]
         process.kill()
         process.join(10)
         self.num_kills += process.exitcode == -signal.SIGKILL

@@ -1,8 +1,10 @@
 """The routes behind their gate: nothing anybody sends is a fault of the server, nothing unsigned has an effect."""
 
+import sqlite3
 import threading
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,3 +163,14 @@ def test_a_request_that_waits_ends_when_its_client_is_revoked(tmp_path):
     thread.join(10)
     assert (answers[0].status, answers[0].json["code"]) == (403, "revoked")
     desk.close()
+
+
+def test_a_held_question_is_told_to_come_back_when_another_process_keeps_the_database(routes, monkeypatch):
+    async def hold(question):
+        raise sa.exc.OperationalError("SELECT 1", (), sqlite3.OperationalError("database is locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(routes.bell, "hold", hold)
+        answer = routes.ask("GET", b"/v1/work?wait=5")
+    assert (answer.status, answer.json["code"]) == (503, "busy")
+    assert int(answer.headers[b"retry-after"]) >= 1

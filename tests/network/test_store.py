@@ -3,6 +3,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -163,10 +164,14 @@ def test_a_row_is_asked_for_from_any_thread_and_not_after_the_end(tmp_path):
 def test_a_row_of_a_database_that_another_keeps_to_itself_is_busy(tmp_path):
     store = Store(tmp_path)
     store.engine.dispose()
-    with closing(sqlite3.connect(tmp_path / "coordinator.db", isolation_level=None)) as other:
+    with closing(sqlite3.connect(tmp_path / "coordinator.db", isolation_level=None, check_same_thread=False)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sa.exc.OperationalError) as caught:
             store.row("SELECT 1 FROM meta")
         assert is_busy(caught.value)
+        timer = threading.Timer(0.6, other.close)  # it lets go, and who can wait has waited
+        timer.start()
+        assert store.get("schema") is not None
+        timer.join()
     store.close()

@@ -87,8 +87,11 @@ class Front:
     async def _answer(self, question: Question, scope: Scope) -> Response:
         try:
             return work_response(self.bell, question.name, await self.bell.hold(question))
-        except HansaError as error:
-            return gate.answer(error, scope)
+        except Exception as error:
+            told = gate.trouble(error, self.bell.pace_s)
+            if not isinstance(told, HansaError):
+                raise
+            return gate.answer(told, scope)
 
     def _later(self, question: Question) -> Response:
         """Come back at the pace; a connection is not kept open for so long."""

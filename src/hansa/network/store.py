@@ -287,7 +287,11 @@ class Store:
 
     def get(self, key: str) -> bytes | None:
         """A value by its key."""
-        row = self.row("SELECT value FROM meta WHERE key = ?", key)
+        try:
+            row = self.row("SELECT value FROM meta WHERE key = ?", key)
+        except sa.exc.OperationalError:  # another process has the database to itself: wait for it as everybody does
+            with self.read() as db:
+                row = db.execute(sa.select(meta.c.value).where(meta.c.key == key)).first()
         return row[0] if row else None
 
     def put(self, key: str, value: bytes) -> None:
