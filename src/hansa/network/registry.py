@@ -28,10 +28,8 @@ from hansa.network.token import JoinToken
 Prove = Callable[[str, bytes], None]
 Later = Callable[[Callable[[], None]], None]  # takes a write that the caller need not wait for itself
 _HOLDER = "SELECT name, certificate, revoked_at FROM clients WHERE certificate_sha256 = ?"
-_NEXT_HOLDER = (
-    "SELECT clients.name, renewals.certificate, revoked_at FROM renewals JOIN clients ON clients.name = renewals.name "
-    "WHERE renewals.certificate_sha256 = ?"
-)
+_NEXT_HOLDER = """SELECT clients.name, renewals.certificate, revoked_at FROM renewals
+    JOIN clients ON clients.name = renewals.name WHERE renewals.certificate_sha256 = ?"""
 
 
 def at_once(write: Callable[[], None]) -> None:

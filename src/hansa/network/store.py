@@ -276,9 +276,8 @@ class Store:
         """
         found: sqlite3.Connection | None = getattr(self._mine, "reader", None)
         if found is None:
-            path = self.folder / _FILE
-            found = sqlite3.connect(path, timeout=_BRIEFLY_S, isolation_level=None, check_same_thread=False)
-            self._mine.reader = found
+            brief: Any = {"timeout": _BRIEFLY_S, "isolation_level": None, "check_same_thread": False}
+            self._mine.reader = found = sqlite3.connect(self.folder / _FILE, **brief)
             self._readers.append(found)
         try:
             return found.execute(statement, values).fetchone()
@@ -312,9 +311,10 @@ class Store:
 
     def lock(self) -> None:
         """Be the one coordinator of this folder until ``close``; ``InputError`` when another process is."""
+        braced = str(self.folder).replace("{", "{{").replace("}", "}}")  # in a text that will be formatted
         self._lock = take(
             self.folder / "coordinator.lock",
-            f"{_plain(self.folder)}: expected a state folder that no coordinator is serving, found one at work "
+            f"{braced}: expected a state folder that no coordinator is serving, found one at work "
             "(process {process}); stop it, or use another --state",
         )
         self._patient = threading.get_ident()
@@ -386,11 +386,6 @@ def _migrate(db: sa.Connection, found: str, folder: Path) -> None:
             f"{folder}: expected a state folder of schema {_SCHEMA} or older, found {found}, of a newer hansa; "
             "install the version that made it, or use another --state"
         )
-
-
-def _plain(path: Path) -> str:
-    """A path in a text that will be formatted."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _configure(connection: Any, _record: Any) -> None:
