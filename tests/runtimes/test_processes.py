@@ -218,6 +218,15 @@ def test_what_a_client_keeps_and_cannot_be_sent_is_an_error_that_says_what_to_do
 # ----------------------------------------------------------------------------------------- no process stays behind
 
 
+@pytest.fixture
+def minds_ctrl_c():
+    """Python's own handler, also where this was started by a shell's ``&``, which has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("minds_ctrl_c")
 def test_ctrl_c_in_the_middle_of_a_round_ends_all_workers():
     here = os.getpid()
 
