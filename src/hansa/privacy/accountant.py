@@ -1,0 +1,202 @@
+"""What noisy releases cost together, and under which assumptions: every figure says its neighbours and its accountant.
+
+Where everyone takes part the composition of Gaussian mechanisms is known in closed form (``gaussian.py``). With
+sampling, Google's dp-accounting composes privacy loss distributions (Doroshenko, Ghazi, Kamath, Kumar and Manurangsi,
+"Connect the dots: tighter discrete approximations of privacy loss distributions", PoPETs 2022) or Renyi divergences
+(Mironov, Talwar and Zhang, "Renyi differential privacy of the sampled Gaussian mechanism", 2019; without replacement
+Wang, Balle and Kasiviswanathan, AISTATS 2019). It is in ``hansa[privacy]``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hansa.core.errors import InputError
+from hansa.privacy import gaussian
+
+Neighbours = Literal["add or remove one", "replace one"]
+Accountant = Literal["best", "PLD", "RDP"]
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """Nobody is left to chance, or chance is not relied on: no amplification."""
+
+
+@dataclass(frozen=True)
+class PoissonSampling:
+    """Each unit takes part with probability ``rate``, by a coin of its own that nobody sees."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise InputError(f"PoissonSampling(rate=): expected above 0 and at most 1, found {self.rate}")
+
+
+@dataclass(frozen=True)
+class FixedSizeSampling:
+    """``count`` of ``population`` take part, drawn without replacement in secret."""
+
+    count: int
+    population: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.count <= self.population:
+            raise InputError(
+                f"FixedSizeSampling: expected 1 to {self.population} of {self.population}, found {self.count}"
+            )
+
+
+Sampling = Everyone | PoissonSampling | FixedSizeSampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Gaussian noise of standard deviation ``noise_multiplier * sensitivity``, published ``times`` times."""
+
+    noise_multiplier: float
+    times: int = 1
+    sampling: Sampling = Everyone()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise InputError(f"Release(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
+        if self.times < 0:
+            raise InputError(f"Release(times=): expected 0 or more, found {self.times}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """An epsilon with what it holds for."""
+
+    epsilon: float
+    delta: float
+    neighbours: Neighbours
+    accountant: str
+
+    def __str__(self) -> str:
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:.1e} (neighbours: {self.neighbours}; {self.accountant})"
+        )
+
+
+def cost(
+    releases: Sequence[Release],
+    delta: float,
+    *,
+    neighbours: Neighbours = "add or remove one",
+    accountant: Accountant = "best",
+) -> Cost:
+    """The epsilon of all releases together at ``delta``.
+
+    ``best`` is the closed form where everyone takes part, else PLD, else (cohorts of fixed size) RDP; sensitivity is
+    that of adding or removing one, and replacing one counts twice of it. Raises ``InputError`` for a cohort of fixed
+    size whose neighbours are not "replace one", and where dp-accounting is needed and not installed.
+
+    >>> print(cost([Release(noise_multiplier=2.0)], 1e-5))
+    epsilon 1.993 at delta 1.0e-05 (neighbours: add or remove one; exact)
+    """
+    if not 0 < delta < 1:
+        raise InputError(f"delta: expected between 0 and 1, found {delta}")
+    paid = [release for release in releases if release.times]
+    if not paid:
+        return Cost(epsilon=0.0, delta=delta, neighbours=neighbours, accountant="exact")
+    if accountant == "best" and all(isinstance(release.sampling, Everyone) for release in paid):
+        return Cost(epsilon=_closed(paid, delta, neighbours), delta=delta, neighbours=neighbours, accountant="exact")
+    is_fixed = any(isinstance(release.sampling, FixedSizeSampling) for release in paid)
+    if is_fixed and neighbours != "replace one":
+        raise InputError(
+            'cohorts of fixed size: expected neighbours="replace one" (adding one changes who else is drawn), '
+            f"found {neighbours!r}; sample by PoissonSampling to add or remove one"
+        )
+    name = ("RDP" if is_fixed else "PLD") if accountant == "best" else accountant
+    epsilon = _accountant(name, neighbours).compose(_event(paid)).get_epsilon(delta)
+    return Cost(epsilon=float(epsilon), delta=delta, neighbours=neighbours, accountant=name)
+
+
+def calibrated(
+    releases_of: Callable[[float], Sequence[Release]],
+    epsilon: float,
+    delta: float,
+    *,
+    neighbours: Neighbours = "add or remove one",
+    accountant: Accountant = "best",
+    tolerance: float = 1e-4,
+) -> float:
+    """The least noise multiplier, up to ``tolerance`` of itself and never less, that keeps to (epsilon, delta).
+
+    ``releases_of(noise_multiplier)`` are the releases of the whole run.
+
+    >>> round(calibrated(lambda z: [Release(noise_multiplier=z, times=100)], 8.0, 1e-5), 2)
+    6.0
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise InputError(f"epsilon: expected a positive number, found {epsilon}")
+
+    def keeps(noise_multiplier: float) -> bool:
+        found = cost(releases_of(noise_multiplier), delta, neighbours=neighbours, accountant=accountant)
+        return found.epsilon <= epsilon
+
+    low, high = 0.0, 1.0
+    while not keeps(high):
+        low, high = high, 2 * high
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return high
+
+
+def _closed(releases: Sequence[Release], delta: float, neighbours: Neighbours) -> float:
+    """Gaussian mechanisms composed are one: the squares of 1 / noise multiplier add up."""
+    size = 2.0 if neighbours == "replace one" else 1.0
+    together = math.sqrt(sum(release.times * (size / release.noise_multiplier) ** 2 for release in releases))
+    return gaussian.epsilon(delta, 1.0 / together, 1)
+
+
+def _event(releases: Sequence[Release]) -> Any:
+    """The releases in dp-accounting's words."""
+    from dp_accounting import dp_event
+
+    found = []
+    for release in releases:
+        event: Any = dp_event.GaussianDpEvent(release.noise_multiplier)
+        match release.sampling:
+            case PoissonSampling(rate) if rate < 1:
+                event = dp_event.PoissonSampledDpEvent(rate, event)
+            case FixedSizeSampling(count, population):
+                event = dp_event.SampledWithoutReplacementDpEvent(population, count, event)
+        found.append(dp_event.SelfComposedDpEvent(event, release.times))
+    return dp_event.ComposedDpEvent(found)
+
+
+def _accountant(name: str, neighbours: Neighbours) -> Any:
+    """A new accountant of dp-accounting's."""
+    try:
+        from dp_accounting import NeighboringRelation
+        from dp_accounting.pld import PLDAccountant
+        from dp_accounting.rdp import RdpAccountant
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"accounting with sampling: expected dp-accounting to be installed, found no {error.name}; "
+            "pip install 'hansa[privacy]'"
+        ) from error
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order of Renyi that it leaves out
+    relation = NeighboringRelation.REPLACE_ONE if neighbours == "replace one" else NeighboringRelation.ADD_OR_REMOVE_ONE
+    return PLDAccountant(relation) if name == "PLD" else RdpAccountant(neighboring_relation=relation)
+
+
+__all__ = [
+    "Cost",
+    "Everyone",
+    "FixedSizeSampling",
+    "PoissonSampling",
+    "Release",
+    "Sampling",
+    "calibrated",
+    "cost",
+]
