@@ -50,6 +50,7 @@ from hansa.training.history import Row
 from hansa.training.run import Run, load_run
 from hansa.training.schedule import Schedule
 from hansa.training.simulate import simulate
+from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
@@ -118,6 +119,7 @@ __all__ = [
     "ServerAdam",
     "ServerYogi",
     "Clip",
+    "AdaptiveClip",
     "GaussianNoise",
     "Quantize",
     "TopK",

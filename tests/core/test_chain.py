@@ -37,7 +37,7 @@ class Traced(Transform):
     def norm_bound(self, incoming, settings):
         return incoming * self.factor
 
-    def tail_bound(self):
+    def tail_bound(self, settings):
         return self.factor
 
 
@@ -90,7 +90,7 @@ def test_the_default_transform_changes_and_claims_nothing():
     plain = Transform()
     assert plain.encode(BLOCK, None, Memory([{}, {}]), None) == (BLOCK, {})
     assert plain.norm_bound(1.0, None) == math.inf
-    assert plain.tail_bound() == 0
+    assert plain.tail_bound(None) == 0
     assert plain.init(3) is plain.settings(None) is None
     assert plain.codec(Raw()) == Raw()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -9,10 +10,13 @@ from rich.console import Console
 from hansa.core.check import Problem, refuse
 from hansa.core.errors import InputError
 from hansa.data.population import Population
+from hansa.federation import Federation
 from hansa.terminal import bytes_words, console, new_table
 from hansa.training.apps import App, load_app, pair_of, with_settings
 from hansa.training.check import leaves, problems
-from hansa.training.privacy import bound, spent
+from hansa.training.privacy import bound, noise_of, planned
+from hansa.training.privacy_statement import statement
+from hansa.training.schedule import Schedule
 
 
 def run_check(app_file: Path, data: Path | None, settings: list[str]) -> None:
@@ -47,11 +51,28 @@ def _show(screen: Console, app: App, num_clients: int) -> None:
         f"{bytes_words(total * update)} up and {bytes_words(total * 4 * params)} down in all; memory for the model "
         f"about {bytes_words(16 * params)} at a client and {bytes_words(24 * params)} at the server"
     )
-    cost = spent(federation, schedule.num_rounds)
-    if cost["epsilon"] is not None:
-        screen.print(f"epsilon {cost['epsilon']:.3g} at delta {cost['delta']:g} after the last round (client level)")
+    _show_privacy(screen, federation, schedule, num_clients)
     if app.fingerprint:
         screen.print(f"fingerprint {app.fingerprint[:16]}")
+
+
+def _show_privacy(screen: Console, federation: Federation, schedule: Schedule, num_clients: int) -> None:
+    """The statement that the whole schedule will earn, with epsilon at several deltas."""
+    noise = noise_of(federation)
+    if noise is None or noise.noise_multiplier is None:
+        return
+    released = Counter(planned(noise, schedule, num_clients))
+    stated = statement(federation, released, num_clients, simulated=False)
+    assert stated is not None
+    table = new_table(f"privacy after {schedule.num_rounds} rounds")
+    for column in ("", ""):
+        table.add_column(column)
+    for name, fact in stated["facts"].items():
+        table.add_row(name, fact)
+    for one in stated["epsilons"]:
+        beside = "" if one["rdp"] is None else f" (RDP: {one['rdp']:.3g})"
+        table.add_row(f"at delta {one['delta']:.0e}", f"epsilon {one['epsilon']:.3g}{beside}")
+    screen.print(table)
 
 
 def _population(app: App, data: Path | None) -> Population | None:

@@ -246,6 +246,8 @@ def _train(
     app: App, coordinator: Coordinator, runtime: NetworkRuntime, seed: int, checkpoint: Path, screen: Console
 ) -> Run:
     """The loop of a simulation, with the network as its runtime."""
+    from hansa.network.ledgers import stored_ledger
+
     started, key, long = datetime.datetime.now(datetime.UTC), Key.of(seed), LongRounds(checkpoint.parent)
     federation, schedule = coordinator.federation, app.schedule
     resume = Checkpoint.read_either(checkpoint, partial(_warn, screen))
@@ -268,6 +270,7 @@ def _train(
             release=lambda *released: _release(runtime, *released),
             pause=time.sleep,
             long=long,
+            ledger=stored_ledger(coordinator.store, coordinator.run),
         )
         if resume is not None:
             screen.print(f"going on after {resume.next_round} of {schedule.num_rounds} rounds")
@@ -283,6 +286,7 @@ def _train(
         app=app,
         seed=seed,
         started=started,
+        simulated=False,
         runtime="NetworkRuntime",
         skew={
             "summary": f"{len(sizes)} clients; only they know their data",

@@ -52,8 +52,8 @@ class Transform:
         """The L2 norm that ``decode(encode(row))`` cannot exceed for a row of norm up to ``incoming``."""
         return math.inf
 
-    def tail_bound(self) -> float:
-        """The L2 norm of the tail columns that this stage adds."""
+    def tail_bound(self, settings: Settings) -> float:
+        """The L2 norm of the tail columns that this stage adds; it names them in an attribute ``tail_names``."""
         return 0.0
 
     def encode(
@@ -120,7 +120,7 @@ def norm_bound(transforms: Sequence[UpdateTransform], settings: Sequence[Setting
     bound = math.inf
     for transform, own in zip(transforms, settings, strict=True):
         bound = transform.norm_bound(bound, own)
-    return math.hypot(bound, tail, *(transform.tail_bound() for transform in transforms))
+    return math.hypot(bound, tail, *(t.tail_bound(own) for t, own in zip(transforms, settings, strict=True)))
 
 
 def codec(transforms: Sequence[UpdateTransform]) -> Codec:

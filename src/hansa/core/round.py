@@ -152,7 +152,7 @@ def combine(
 ) -> tuple[ServerState, Aggregate]:
     """Frozen reports in, next state out: a pure function. ``groups``: a plan and what the aggregator opened, each."""
     blocks, bound = [], 0.0
-    tail = _tail_bound(parts, [block for _, block in groups])
+    tail = _tail_bound(parts, groups)
     for plan, block in groups:
         bound = max(bound, chain.norm_bound(parts.transforms, plan.settings, tail))
         blocks.append(block._replace(values=chain.decode(parts.transforms, block.values, plan)))
@@ -168,13 +168,13 @@ def combine(
     return ServerState(parts.algorithm.server_update(state.algorithm, mean), transforms), mean
 
 
-def _tail_bound(parts: Parts, blocks: Sequence[Updates]) -> float:
-    """The L2 norm of the tail columns of no transform: what the algorithm says, else infinite if any came."""
+def _tail_bound(parts: Parts, groups: Sequence[tuple[Plan, Updates]]) -> float:
+    """The L2 norm of the tail columns that no transform bounds: what the algorithm says, else infinite if any came."""
     said: float | None = getattr(parts.algorithm, "tail_bound", None)
     if said is not None:
         return said
-    claimed = any(transform.tail_bound() for transform in parts.transforms)
-    return math.inf if parts.train_loss or (any(block.tail for block in blocks) and not claimed) else 0.0
+    bounded = {name for transform in parts.transforms for name in getattr(transform, "tail_names", ())}
+    return math.inf if any(set(block.tail) - bounded for _, block in groups) else 0.0
 
 
 def server_round(

@@ -77,6 +77,14 @@ class Poisson:
     ('a', 'b', 'c')
     """
 
+    def rate(self, cohort_size: int, num_clients: int) -> float:
+        """Each client's chance to be in a cohort: what amplification of privacy may count on.
+
+        >>> Poisson().rate(10, 100) <= 0.1
+        True
+        """
+        return min(1.0, cohort_size * _WORDS // num_clients / _WORDS)
+
     def cohort(self, ids: Sequence[str], cohort_size: int, key: Key) -> tuple[str, ...]:
         """The ``ids`` whose own draw came up."""
         _check(cohort_size)

@@ -22,6 +22,7 @@ KINDS = (
     *("started", "stopped", "invited", "enrolled", "enrolment refused", "renewed", "replaced", "revoked", "hello"),
     *("planned", "report", "conflict", "request refused", "frozen", "abandoned", "settled", "released", "finished"),
     *("filled", "closed"),  # a buffer has its reports; a slot of buffered rounds takes no more of them
+    "noised",  # an entry of the privacy ledger: a sum is about to get noise and to be released
 )
 START = "0" * 64  # the hash before the first entry
 _FIELDS = {"number", "at", "kind", "who", "what", "hash"}

@@ -67,6 +67,8 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "coordinator.slot.freezing": "the set of reports is closed, not committed",
         "coordinator.slot.frozen": "the set of reports is closed for ever, none was read",
         "coordinator.secret.stored": "the attempt's secret is stored, it was not used",
+        "coordinator.ledger.noting": "a release is written to the ledger, not committed",
+        "coordinator.ledger.noted": "a release is in the ledger, its noise was not drawn",
         "coordinator.columns.added": "some columns of the next state are in files without names",
         "coordinator.round.aggregated": "the next state is in memory, nothing of it is kept",
         "coordinator.slot.settling": "settlements are written, not committed",

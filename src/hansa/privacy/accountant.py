@@ -1,5 +1,12 @@
 """What noisy releases cost together, and under which assumptions: every figure says its neighbours and its accountant.
 
+Two populations are neighbours when one unit is
+
+* *zeroed*: its contributions are replaced by zeros, and who else takes part stays as it is (Kairouz, McMahan, Song,
+  Thakkar, Thakurta and Xu, "Practical and private (deep) learning without sampling or shuffling", ICML 2021, sec. 2);
+* *added or removed*, where each unit is sampled by a coin of its own;
+* *replaced* by any other, which counts twice.
+
 Where everyone takes part the composition of Gaussian mechanisms is known in closed form (``gaussian.py``). With
 sampling, Google's dp-accounting composes privacy loss distributions (Doroshenko, Ghazi, Kamath, Kumar and Manurangsi,
 "Connect the dots: tighter discrete approximations of privacy loss distributions", PoPETs 2022) or Renyi divergences
@@ -12,13 +19,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hansa.core.errors import InputError
 from hansa.privacy import gaussian
 
-Neighbours = Literal["add or remove one", "replace one"]
+Neighbours = Literal["zero out one", "add or remove one", "replace one"]
 Accountant = Literal["best", "PLD", "RDP"]
 
 
@@ -52,7 +59,19 @@ class FixedSizeSampling:
             )
 
 
-Sampling = Everyone | PoissonSampling | FixedSizeSampling
+@dataclass(frozen=True)
+class Turn:
+    """Only clients of group ``group`` could take part, of ``num_groups`` that are fixed for the whole run."""
+
+    group: int
+    num_groups: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.group < self.num_groups:
+            raise InputError(f"Turn: expected a group of 0 to {self.num_groups - 1}, found {self.group}")
+
+
+Sampling = Everyone | PoissonSampling | FixedSizeSampling | Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +110,21 @@ def cost(
     *,
     neighbours: Neighbours = "add or remove one",
     accountant: Accountant = "best",
+    interval: float = 1e-4,
 ) -> Cost:
     """The epsilon of all releases together at ``delta``.
 
-    ``best`` is the closed form where everyone takes part, else PLD, else (cohorts of fixed size) RDP; sensitivity is
-    that of adding or removing one, and replacing one counts twice of it. Raises ``InputError`` for a cohort of fixed
-    size whose neighbours are not "replace one", and where dp-accounting is needed and not installed.
+    ``best`` is the closed form where nobody is sampled, else PLD, else (cohorts of fixed size) RDP; sensitivity is
+    that of one unit's contribution, and replacing one counts twice of it. A PLD is rounded up to multiples of
+    ``interval``. Raises ``InputError`` for a cohort of fixed size whose neighbours are not "replace one", and where
+    dp-accounting is needed and not installed.
 
     >>> print(cost([Release(noise_multiplier=2.0)], 1e-5))
     epsilon 1.993 at delta 1.0e-05 (neighbours: add or remove one; exact)
     """
     if not 0 < delta < 1:
         raise InputError(f"delta: expected between 0 and 1, found {delta}")
-    paid = [release for release in releases if release.times]
+    paid = _worst_turns([release for release in releases if release.times])
     if not paid:
         return Cost(epsilon=0.0, delta=delta, neighbours=neighbours, accountant="exact")
     if accountant == "best" and all(isinstance(release.sampling, Everyone) for release in paid):
@@ -115,7 +136,7 @@ def cost(
             f"found {neighbours!r}; sample by PoissonSampling to add or remove one"
         )
     name = ("RDP" if is_fixed else "PLD") if accountant == "best" else accountant
-    epsilon = _accountant(name, neighbours).compose(_event(paid)).get_epsilon(delta)
+    epsilon = _accountant(name, neighbours, interval).compose(_event(paid)).get_epsilon(delta)
     return Cost(epsilon=float(epsilon), delta=delta, neighbours=neighbours, accountant=name)
 
 
@@ -127,6 +148,7 @@ def calibrated(
     neighbours: Neighbours = "add or remove one",
     accountant: Accountant = "best",
     tolerance: float = 1e-4,
+    interval: float = 1e-4,
 ) -> float:
     """The least noise multiplier, up to ``tolerance`` of itself and never less, that keeps to (epsilon, delta).
 
@@ -139,7 +161,8 @@ def calibrated(
         raise InputError(f"epsilon: expected a positive number, found {epsilon}")
 
     def keeps(noise_multiplier: float) -> bool:
-        found = cost(releases_of(noise_multiplier), delta, neighbours=neighbours, accountant=accountant)
+        releases = releases_of(noise_multiplier)
+        found = cost(releases, delta, neighbours=neighbours, accountant=accountant, interval=interval)
         return found.epsilon <= epsilon
 
     low, high = 0.0, 1.0
@@ -149,6 +172,19 @@ def calibrated(
         middle = (low + high) / 2
         low, high = (low, middle) if keeps(middle) else (middle, high)
     return high
+
+
+def _worst_turns(releases: Sequence[Release]) -> list[Release]:
+    """The releases that one unit can be in: of groups that take turns it is in one, the one that pays most."""
+    paid = [release for release in releases if not isinstance(release.sampling, Turn)]
+    turns: dict[int, dict[int, list[Release]]] = {}
+    for release in releases:
+        if isinstance(release.sampling, Turn):
+            groups = turns.setdefault(release.sampling.num_groups, {})
+            groups.setdefault(release.sampling.group, []).append(replace(release, sampling=Everyone()))
+    for groups in turns.values():
+        paid += max(groups.values(), key=lambda group: sum(r.times / r.noise_multiplier**2 for r in group))
+    return paid
 
 
 def _closed(releases: Sequence[Release], delta: float, neighbours: Neighbours) -> float:
@@ -174,7 +210,7 @@ def _event(releases: Sequence[Release]) -> Any:
     return dp_event.ComposedDpEvent(found)
 
 
-def _accountant(name: str, neighbours: Neighbours) -> Any:
+def _accountant(name: str, neighbours: Neighbours, interval: float) -> Any:
     """A new accountant of dp-accounting's."""
     try:
         from dp_accounting import NeighboringRelation
@@ -187,7 +223,11 @@ def _accountant(name: str, neighbours: Neighbours) -> Any:
         ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order of Renyi that it leaves out
     relation = NeighboringRelation.REPLACE_ONE if neighbours == "replace one" else NeighboringRelation.ADD_OR_REMOVE_ONE
-    return PLDAccountant(relation) if name == "PLD" else RdpAccountant(neighboring_relation=relation)
+    return (
+        PLDAccountant(relation, value_discretization_interval=interval)
+        if name == "PLD"
+        else RdpAccountant(neighboring_relation=relation)
+    )
 
 
 __all__ = [
@@ -197,6 +237,7 @@ __all__ = [
     "PoissonSampling",
     "Release",
     "Sampling",
+    "Turn",
     "calibrated",
     "cost",
 ]

@@ -13,9 +13,8 @@ from hansa.core.errors import InputError
 from hansa.core.protocols import Memory
 from hansa.federation import Federation, Idle
 from hansa.runtimes.costs import report_bytes
-from hansa.training.privacy import bound
+from hansa.training.privacy import bound, noise_of
 from hansa.training.schedule import Schedule
-from hansa.transforms.noise import GaussianNoise
 from hansa.wire import pack
 
 
@@ -83,14 +82,14 @@ def _schedule(federation: Federation, schedule: Schedule, num_clients: int | Non
             found.append(
                 Problem(f"{name} needs {needed} clients a round, and {cohort} take part.", f"cohort_size={needed}")
             )
-        for noise in (t for t in federation.transforms if isinstance(t, GaussianNoise)):
-            if noise.delta is not None and noise.delta >= 1 / num_clients:
-                found.append(
-                    Problem(
-                        f"delta {noise.delta:g} is not below 1 / {num_clients} clients.",
-                        f"hansa.GaussianNoise(epsilon={noise.epsilon or 4:g}, delta={0.1 / num_clients:.1g})",
-                    )
+        noise = noise_of(federation)
+        if noise is not None and noise.delta is not None and noise.delta >= 1 / num_clients:
+            found.append(
+                Problem(
+                    f"delta {noise.delta:g} is not below 1 / {num_clients} clients.",
+                    f"hansa.{type(noise).__name__}(epsilon={noise.epsilon or 4:g}, delta={0.1 / num_clients:.1g})",
                 )
+            )
     return found
 
 

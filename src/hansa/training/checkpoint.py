@@ -19,6 +19,7 @@ from hansa.core.protocols import Array
 from hansa.core.round import ServerState
 from hansa.long_vectors import let_go, map_file, spans
 from hansa.network.failpoints import fail_point
+from hansa.privacy.ledger import Entry
 from hansa.tensors import Buffer, Packed
 from hansa.training.history import Row
 from hansa.wire import lay_out, unpack
@@ -41,6 +42,7 @@ class Checkpoint:
     scored_on: str = ""
     settings: str = ""  # names the run: federation, schedule, seed
     clients: Mapping[str, Any] = field(default_factory=dict)
+    ledger: tuple[Entry, ...] = ()
 
     def write(self, path: Path) -> None:
         """Replace ``path`` by this checkpoint in one rename, after it is safely on disk."""
@@ -65,6 +67,7 @@ class Checkpoint:
             "scored_on": self.scored_on,
             "settings": self.settings,
             "clients": dict(self.clients),
+            "ledger": [entry.as_json() for entry in self.ledger],
         }
         return lay_out(tree)
 
@@ -108,6 +111,7 @@ class Checkpoint:
                 scored_on=tree["scored_on"],
                 settings=tree["settings"],
                 clients=tree["clients"],
+                ledger=tuple(Entry.of_json(entry) for entry in tree.get("ledger", ())),
             )
         except (ProtocolError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"checkpoint {path}: expected a checkpoint of hansa, found {error}; delete it") from error

@@ -9,7 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
@@ -22,13 +23,14 @@ from hansa.core.round import Context, ServerState, begin, buffered_round, make_p
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.network.failpoints import fail_point
+from hansa.privacy.ledger import Ledger
 from hansa.stopwatch import one_round, stage, watching
 from hansa.training.asking import choose
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
 from hansa.training.history import Row
 from hansa.training.long_rounds import LongRounds
-from hansa.training.privacy import spent
+from hansa.training.privacy import Accounts
 from hansa.training.schedule import Schedule
 
 _ATTEMPTS = 3
@@ -109,7 +111,7 @@ class Loop:
 
     ``on_round(row)`` may return False to stop; ``save(checkpoint)`` and ``release(round, params, constants)`` are
     called once the round's state is final; ``pause(seconds)`` waits between rounds. ``long`` keeps long
-    vectors in files.
+    vectors in files; ``ledger`` gets an entry before anything noisy is released.
     """
 
     federation: Federation
@@ -124,6 +126,7 @@ class Loop:
     release: Callable[[int, Array, dict[str, Array]], None] | None = None
     pause: Callable[[float], None] | None = None
     long: LongRounds | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     def run(self, resume: Checkpoint | None = None) -> Checkpoint:
         """Train for the schedule's rounds, from the start or from where ``resume`` stands."""
@@ -134,10 +137,13 @@ class Loop:
             point = Checkpoint(state=state, totals=(), next_round=0, history=())
         else:
             point = resume
+            self.ledger.restore(resume.ledger)
         for number in range(len(point.totals), len(self.federation.prepare)):
             point = replace(point, totals=(*point.totals, self._prepare(number, point)))
             self._keep(point)
         while point.next_round < self.schedule.num_rounds and not point.stopped:
+            if not self._accounts.has_room(point.next_round, len(self.clients())):
+                return replace(point, stopped=True)
             with one_round():
                 point = self._round(point)
         return point
@@ -171,6 +177,15 @@ class Loop:
         constants = {f"prepare.{i}": total for i, total in enumerate(point.totals)}
         combine = None if self.long is None else self.long.combine
         return Context(self.key.child("run"), self.federation.learner.layout, constants, len(self.clients()), combine)
+
+    @cached_property
+    def _accounts(self) -> Accounts:
+        return Accounts(self.federation, self.schedule, self.ledger)
+
+    def _noting(self, context: Context, number: int, attempt: int, num_clients: int) -> Context:
+        """The context of an attempt: its release is in the ledger before it is made."""
+        noting = self._accounts.noting(context.combine, number=number, attempt=attempt, num_clients=num_clients)
+        return context._replace(combine=noting)
 
     def _keep(self, point: Checkpoint) -> None:
         if self.save:
@@ -220,7 +235,7 @@ class Loop:
             seconds=time.perf_counter() - started,
             clock_s=self._clock_s,
             num_late=self._num_late - sum(row.num_late for row in point.history) if is_timed(self.runtime) else 0,
-            **spent(self.federation, number + 1),
+            **self._accounts.spent(len(self.clients())),
         )
         with stage("on_round"):
             stop = self.on_round(row) is False if self.on_round else False
@@ -232,6 +247,7 @@ class Loop:
             traffic=(up, down),
             stopped=stop,
             scored_on=point.scored_on or (self._scored_on() if scores is not None else ""),
+            ledger=self.ledger.entries,
         )
         if is_clocked(self.runtime) and self.schedule.every_s:
             self.runtime.wait(max(0.0, began_s + self.schedule.every_s - self._clock_s))
@@ -257,7 +273,8 @@ class Loop:
                 return point.state, None
             try:
                 with stage("plan"):  # until all have reported: see SimulatedRuntime.reports
-                    return server_round(parts, point.state, self.runtime, cohort, context, Slot(number, attempt, ""))
+                    around = self._noting(context, number, attempt, len(everyone))
+                    return server_round(parts, point.state, self.runtime, cohort, around, Slot(number, attempt, ""))
             except Abandoned as error:
                 refused = {r["client"]: r["reason"] for r in self.runtime.refusals() if r["round"] == number}
                 if set(refused.values()) == {"no training examples"} and set(cohort) <= set(refused) < set(everyone):
@@ -329,12 +346,13 @@ class Loop:
                 assert runtime.filling is not None
                 runtime.start(make_plan(parts, point.state, context, cohort, runtime.filling), cohort)
 
+        around = self._noting(context, number, 0, len(everyone))
         for attempt in range(_ATTEMPTS):
             runtime.filling = Slot(number, attempt, exchange)
             try:
                 with stage("plan"):
                     return buffered_round(
-                        parts, point.state, runtime, runtime.plans, context, number,
+                        parts, point.state, runtime, runtime.plans, around, number,
                         buffer_size=buffer.size, staleness=buffer.weight, refill=refill,
                     )  # fmt: skip
             except Abandoned:

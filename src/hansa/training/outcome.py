@@ -16,7 +16,7 @@ from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores
 from hansa.training.history import Row
 from hansa.training.loop import Loop, is_clocked
-from hansa.training.privacy import statement
+from hansa.training.privacy_statement import statement
 from hansa.training.run import Run
 from hansa.training.schedule import Schedule
 from hansa.version import __version__
@@ -33,11 +33,13 @@ def outcome(
     app: Any,
     seed: int,
     started: datetime.datetime,
+    simulated: bool,
     **more: Any,
 ) -> Run:
     """The run that ended at ``point``, with the final model scored by the clients in ``scored``.
 
-    ``sizes`` are those of the clients that get a row; ``more`` are fields of ``run.json`` that only the caller knows.
+    ``simulated``: no deployment. ``sizes`` are those of the clients that get a row; ``more`` are fields of ``run.json``
+    that only the caller knows.
     """
     federation = loop.federation
     scores, each = loop.finish(point, scored)
@@ -56,7 +58,7 @@ def outcome(
         "scored_on": point.scored_on or "the rows trained on",
         "final": _final(point.history, scores if "held-out" in point.scored_on else None),
         "baselines": None,
-        "privacy": statement(federation, point.next_round),
+        "privacy": statement(federation, loop.ledger.counted, len(loop.clients()), simulated=simulated),
         "virtual_time": loop.runtime.summary() if is_clocked(loop.runtime) else None,
         **more,
     }

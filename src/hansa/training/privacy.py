@@ -1,15 +1,39 @@
-"""What a schedule means for privacy: a fixed denominator, a noise multiplier for the planned rounds, epsilon so far."""
+"""What a schedule means for privacy: noise sized for the planned rounds, each release in the ledger, epsilon so far."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from hansa.aggregators.mean import Mean
+from hansa.core import round as core
+from hansa.core.key import Key
+from hansa.core.protocols import Aggregate, Plan, Updates
+from hansa.core.round import Context, ServerState
+from hansa.core.tasks import Parts
 from hansa.federation import Federation
-from hansa.privacy import gaussian
+from hansa.privacy import events
+from hansa.privacy.accountant import Everyone, PoissonSampling, Sampling, Turn
+from hansa.privacy.events import Event
+from hansa.privacy.ledger import Entry, Ledger
 from hansa.training.schedule import Schedule
-from hansa.transforms.noise import GaussianNoise
+
+Combine = Callable[..., tuple[ServerState, Aggregate]]
+Counted = tuple[tuple[Event, int], ...]  # events, and how often each
+_FINE, _COARSE = (
+    1e-4,
+    1e-3,
+)  # intervals of privacy losses; the coarse ones are within a thousandth, and ten times faster
+_GROWTH = 1.1
+
+
+def noise_of(federation: Federation) -> Any:
+    """The transform that adds noise on the server, or None."""
+    return next((t for t in federation.transforms if getattr(t, "adds_noise", False)), None)
 
 
 def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Federation:
@@ -17,10 +41,11 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
 
     A mean without noise keeps its own denominator, the weights that come.
     """
-    noise = [t for t in federation.transforms if isinstance(t, GaussianNoise)]
-    if not noise:
+    if noise_of(federation) is None:
         return federation
-    transforms = tuple(_calibrated(t, schedule) if isinstance(t, GaussianNoise) else t for t in federation.transforms)
+    transforms = tuple(
+        _calibrated(t, schedule, num_clients) if getattr(t, "adds_noise", False) else t for t in federation.transforms
+    )
     aggregator = federation.aggregator
     if isinstance(aggregator, Mean) and aggregator.denominator is None:
         largest = 1.0 if aggregator.weighting == "clients" else aggregator.max_weight
@@ -29,45 +54,118 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
     return replace(federation, transforms=transforms, aggregator=aggregator)
 
 
-def spent(federation: Federation, num_rounds: int) -> dict[str, Any]:
-    """Epsilon and delta after ``num_rounds`` releases of a bound federation, for a row of the history."""
-    noise = [t for t in federation.transforms if isinstance(t, GaussianNoise)]
-    if not noise or noise[0].noise_multiplier is None:
-        return {"epsilon": None, "delta": None}
-    if noise[0].delta is None:
-        return {"epsilon": None, "delta": None}
-    return {
-        "epsilon": gaussian.epsilon(noise[0].delta, noise[0].noise_multiplier, num_rounds),
-        "delta": noise[0].delta,
-    }
+def sampling_of(schedule: Schedule, num_clients: int, number: int) -> Sampling:
+    """How a round's clients are drawn, as far as privacy may count on it.
+
+    Only a sampler that tosses a coin a client amplifies, and only where nobody's coming displaces another: not in a
+    round that counts the first of many, and not in a buffer. One that lets groups take turns bounds how often a client
+    takes part. All else earns nothing.
+    """
+    sampler = schedule.sampler
+    if hasattr(sampler, "turn") and schedule.buffer is None:
+        return Turn(*sampler.turn(number))
+    if hasattr(sampler, "rate") and schedule.buffer is None and not schedule.selects_more:
+        rate = sampler.rate(min(schedule.cohort_size or num_clients, num_clients), num_clients)
+        return PoissonSampling(rate) if rate < 1 else Everyone()
+    return Everyone()
 
 
-def statement(federation: Federation, num_rounds: int) -> dict[str, Any] | None:
-    """What the report says of privacy; None where no noise was added."""
-    noise = [t for t in federation.transforms if isinstance(t, GaussianNoise)]
-    if not noise:
-        return None
-    multiplier, cost = noise[0].noise_multiplier, spent(federation, num_rounds)
-    figure = (
-        f"epsilon {cost['epsilon']:.3g} at delta {cost['delta']:.1g}"
-        if cost["epsilon"] is not None
-        else "no delta was given, so no epsilon is stated (GaussianNoise(noise_multiplier=, delta=) states one)"
-    )
-    return {
-        "statement": (
-            f"Central noise on the mean of clipped updates, noise multiplier {multiplier:.4g}, {num_rounds} rounds: "
-            f"{figure}. Unit: one client; neighbours: one client added or removed; no amplification is claimed; "
-            "accountant: exact composition of Gaussian mechanisms (Balle and Wang 2018). The server sees each client's "
-            "clipped update before the noise."
-        ),
-        **cost,
-    }
+def coming(noise: Any, schedule: Schedule, num_clients: int, number: int) -> Event:
+    """What round ``number`` will release, with ``num_clients`` to draw from."""
+    event: Event = noise.event(number, schedule.num_rounds)
+    return events.with_sampling(event, sampling_of(schedule, num_clients, number))
 
 
-def _calibrated(noise: GaussianNoise, schedule: Schedule) -> GaussianNoise:
+def planned(noise: Any, schedule: Schedule, num_clients: int) -> list[Event]:
+    """What every round of the schedule will release."""
+    return [coming(noise, schedule, num_clients, number) for number in range(schedule.num_rounds)]
+
+
+class Accounts:
+    """A run's privacy as it goes: entries for the ledger, epsilon so far, and whether another round is affordable.
+
+    Without noise there is nothing to note, and every round is affordable.
+    """
+
+    def __init__(self, federation: Federation, schedule: Schedule, ledger: Ledger) -> None:
+        self.noise, self.schedule, self.ledger = noise_of(federation), schedule, ledger
+        self._plan: tuple[int, Counter[Event]] | None = None
+
+    def noting(self, combine: Combine | None, *, number: int, attempt: int, num_clients: int) -> Combine | None:
+        """What takes the place of ``combine`` (None: the core's): the same, once the release is in the ledger."""
+        if self.noise is None:
+            return combine
+        event = coming(self.noise, self.schedule, num_clients, number)
+
+        def noted(
+            parts: Parts,
+            state: ServerState,
+            groups: Sequence[tuple[Plan, Updates]],
+            scales: Sequence[float],
+            secret: Key,
+            context: Context,
+        ) -> tuple[ServerState, Aggregate]:
+            clients = [client for _, block in groups for client in block.clients]
+            self.ledger.add(Entry.of("train", number, attempt, secret, clients, event))
+            return (combine or core.combine)(parts, state, groups, scales, secret, context)
+
+        return noted
+
+    def spent(self, num_clients: int) -> dict[str, Any]:
+        """Epsilon and delta of all that the ledger holds, for a row of the history.
+
+        Where clients are sampled, a row on the way says what up to a tenth more such rounds cost: an exact figure takes
+        half a second. That of the last planned round is exact.
+        """
+        if self.noise is None or self.noise.delta is None:
+            return {"epsilon": None, "delta": None}
+        counted, interval = Counter(self.ledger.counted), _FINE
+        for event, times in self.ledger.counted.items():
+            most = self._foreseen(num_clients)[event]
+            if isinstance(event.sampling, PoissonSampling) and times != most:
+                step = math.ceil(_GROWTH ** math.ceil(round(math.log(times, _GROWTH), 9)))
+                counted[event] = min(step, most) if times < most else times
+                interval = interval if counted[event] == most else _COARSE
+        return {"epsilon": _cost(tuple(counted.items()), self.noise.delta, interval), "delta": self.noise.delta}
+
+    def has_room(self, number: int, num_clients: int) -> bool:
+        """Whether round ``number`` keeps to the noise's budget, if it has one."""
+        if self.noise is None or self.noise.budget is None:
+            return True
+        then, foreseen = Counter(self.ledger.counted), self._foreseen(num_clients)
+        then[coming(self.noise, self.schedule, num_clients, number)] += 1
+        whole = foreseen if then <= foreseen else then  # where the whole run is affordable, so is its beginning
+        if self._keeps(whole):
+            return True
+        return whole is not then and self._keeps(then)
+
+    def _keeps(self, counted: Counter[Event]) -> bool:
+        budget: float = self.noise.budget
+        return _cost(tuple(counted.items()), self.noise.delta, _COARSE) <= budget * (1 + 1e-6)
+
+    def _foreseen(self, num_clients: int) -> Counter[Event]:
+        """The events of the whole schedule."""
+        if self._plan is None or self._plan[0] != num_clients:
+            self._plan = num_clients, Counter(planned(self.noise, self.schedule, num_clients))
+        return self._plan[1]
+
+
+def _calibrated(noise: Any, schedule: Schedule, num_clients: int) -> Any:
     """Noise with a multiplier: its own, or the least that keeps epsilon and delta over the planned rounds."""
     if noise.noise_multiplier is not None or noise.epsilon is None or noise.delta is None:
         return noise
-    return replace(
-        noise, epsilon=None, noise_multiplier=gaussian.noise_multiplier(noise.epsilon, noise.delta, schedule.num_rounds)
-    )
+    template = Counter(planned(replace(noise, epsilon=None, noise_multiplier=1.0), schedule, num_clients))
+    found = _multiplier(tuple(template.items()), noise.epsilon, noise.delta)
+    return replace(noise, epsilon=None, noise_multiplier=found, budget=noise.epsilon)
+
+
+@lru_cache(maxsize=64)
+def _multiplier(counted: Counted, epsilon: float, delta: float) -> float:
+    """The least noise multiplier for a run of these events."""
+    return events.calibrated(dict(counted), epsilon, delta, interval=_COARSE, tolerance=1e-6)
+
+
+@lru_cache(maxsize=256)
+def _cost(counted: Counted, delta: float, interval: float) -> float:
+    """Epsilon of events, each so many times."""
+    return events.cost(dict(counted), delta, interval=interval).epsilon

@@ -154,6 +154,7 @@ class _Simulation:
             app=self.app,
             seed=self.seed,
             started=started,
+            simulated=True,
             runtime=str(site),
             skew=self.population.skew().as_json(),
             bodies=site.traffic.as_json(),

@@ -50,15 +50,18 @@ class Clip(Transform):
         self, updates: Updates, settings: Settings, memory: Memory, draws: Draws
     ) -> tuple[Updates, Mapping[str, Array]]:
         """Rows of norm at most ``norm``: the scale is rounded down, so that float32 cannot exceed it."""
-        norms = row_norms(updates.values)
-        scale = np.where(norms > self.norm, self.norm / np.maximum(norms, 1e-300) * (1 - 1e-6), 1.0)
-        if (scale == 1.0).all():
-            return updates, {}
-        return updates._replace(values=scale_rows(updates.values, scale)), {}
+        values = clipped(updates.values, row_norms(updates.values), self.norm)
+        return (updates, {}) if values is updates.values else (updates._replace(values=values), {})
 
     def codec(self, inner: Codec) -> Codec:
         """Scaled values leave every grid."""
         return Raw()
+
+
+def clipped(values: Array, norms: np.ndarray, norm: float) -> Array:
+    """Rows of norm ``norm`` at most, whose norms were ``norms``; the same array where none was longer."""
+    scale = np.where(norms > norm, norm / np.maximum(norms, 1e-300) * (1 - 1e-6), 1.0)
+    return values if (scale == 1.0).all() else scale_rows(values, scale)
 
 
 def row_norms(values: Array) -> np.ndarray:

@@ -4,8 +4,8 @@
 
 McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language models", ICLR 2018, algorithm 1.
 There is no clip parameter: the sensitivity comes from the chain and the aggregator, and a chain that proves none is
-refused. With ``epsilon`` and ``delta`` the noise multiplier is found for the planned number of rounds
-(``privacy/gaussian.py``: client level, add or remove one client, no amplification by sampling is claimed).
+refused. With ``epsilon`` and ``delta`` the noise multiplier is found for the planned rounds and the schedule's sampler
+(``training/privacy.py``). The noise is drawn from a cryptographic stream and lies on a grid (``privacy/noise.py``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 
 from hansa.core.chain import Transform
 from hansa.core.errors import CheckError, InputError
-from hansa.core.key import Key, normal
+from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Settings, State
+from hansa.privacy.events import GaussianEvent
+from hansa.privacy.noise import deviation_of, noised, secure_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class GaussianNoise(Transform):
     """Noise of standard deviation ``noise_multiplier * sensitivity`` on every coordinate and tail column.
 
     Give ``noise_multiplier``, or ``epsilon`` and ``delta`` together (client level, for all rounds of the schedule).
-    ``CheckError`` when the sensitivity is infinite.
+    With ``noise_multiplier`` a ``delta`` says at which one the history states epsilon, and ``budget`` is the epsilon
+    that a run stops short of. ``CheckError`` when the sensitivity is infinite.
 
     >>> noise = GaussianNoise(noise_multiplier=1.0)
     >>> mean, _ = noise.release(Aggregate(np.zeros(1000), {}), None, 0.5, Key.of(0))
@@ -37,6 +40,7 @@ class GaussianNoise(Transform):
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    budget: float | None = None
 
     adds_noise = True
 
@@ -52,6 +56,11 @@ class GaussianNoise(Transform):
             raise InputError(f"GaussianNoise(epsilon=): expected above 0, found {self.epsilon}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InputError(f"GaussianNoise(delta=): expected between 0 and 1, found {self.delta}")
+        if self.budget is not None and not (self.budget > 0 and self.noise_multiplier and self.delta):
+            raise InputError(
+                f"GaussianNoise(budget=): expected an epsilon above 0, beside noise_multiplier and delta, found "
+                f"{self.budget}; epsilon= and delta= alone keep to a budget too"
+            )
 
     def norm_bound(self, incoming: float, settings: Settings) -> float:
         """Clients' rows are not changed."""
@@ -65,10 +74,21 @@ class GaussianNoise(Transform):
             raise CheckError(
                 ["GaussianNoise(epsilon=, delta=) needs a schedule to be calibrated for; use simulate or serve"]
             )
-        size = mean.values.shape[0]
-        noise = normal([secret], size + len(mean.tail))[0] * (self.noise_multiplier * sensitivity)
-        tail = {name: mean.tail[name] + float(e) for name, e in zip(sorted(mean.tail), noise[size:], strict=True)}
-        return mean._replace(values=np.asarray(mean.values) + noise[:size], tail=tail), state
+        values = np.asarray(mean.values, np.float64)
+        whole = np.concatenate([values, [mean.tail[name] for name in sorted(mean.tail)]])
+        deviation = deviation_of(self.noise_multiplier, sensitivity, len(whole))
+        whole = noised(whole, secure_normal(secret, len(whole)), deviation)
+        tail = dict(zip(sorted(mean.tail), whole[len(values) :].tolist(), strict=True))
+        return mean._replace(values=whole[: len(values)], tail=tail), state
+
+    def settings(self, state: State) -> Settings:
+        """What an owner of data is told: the noise multiplier."""
+        return {"noise_multiplier": self.noise_multiplier}
+
+    def event(self, number: int, num_rounds: int) -> GaussianEvent:
+        """What round ``number`` releases, for the ledger."""
+        assert self.noise_multiplier is not None
+        return GaussianEvent(noise_multiplier=self.noise_multiplier)
 
 
 UNBOUNDED = (
