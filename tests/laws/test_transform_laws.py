@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 import support
 from hansa.core import chain
 from hansa.core.protocols import Report
+from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
@@ -21,6 +22,7 @@ from hansa.wire import pack, pack_report, unpack, unpack_report
 TRANSFORMS = [
     Clip(norm=1.0),
     Clip(norm=1e-3),
+    AdaptiveClip(start=1.0),
     Quantize(bits=2),
     Quantize(bits=5),
     Quantize(bits=8),
