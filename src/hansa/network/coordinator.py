@@ -24,6 +24,7 @@ from hansa.network.blobs import Blobs
 from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import unsettled
 from hansa.network.journal import append, save_log, sign_head, tell_of_older
+from hansa.network.lengths import Lengths
 from hansa.network.looks import fault_of, form_of, plain
 from hansa.network.messages import (
     NO_FROZEN,
@@ -70,6 +71,7 @@ class Coordinator:
         self.run = open_run(store, fingerprint, settings)
         fail_point("coordinator.run.opened")
         self.rounds = Rounds(store, self.run, self.seal)
+        self.lengths = Lengths(self.rounds, federation)
         self.uploads = Uploads(store.folder / "uploads", self.run)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
@@ -348,12 +350,9 @@ class Coordinator:
 
     def size_of(self, slot: Slot) -> int | None:
         """Length of an update in a slot, where it is known before."""
-        if slot.task == "train":
-            return self.num_params
-        if slot.task == "evaluate":
-            size: int | None = getattr(getattr(self.federation.learner, "metrics", None), "size", None)
-            return size
-        return None
+        metrics = getattr(self.federation.learner, "metrics", None)
+        sizes: dict[str, int | None] = {"train": self.num_params, "evaluate": getattr(metrics, "size", None)}
+        return sizes.get(slot.task)
 
     def _check(self, slot: Slot, learn: bool, name: str, sha256: str, body: bytes | Path) -> Arrival:
         """A report and what is wrong with it, if anything: whatever a client sent, the round goes on."""
@@ -366,6 +365,7 @@ class Coordinator:
             if not refused and isinstance(report.payload, Updates):
                 free = partial(let_go, content)
                 refused, form = fault_of(report.payload, parts.must_be_finite, free), form_of(report.payload)
+                refused = refused or self.lengths.fault(slot, report.payload)
             elif not refused and learn and getattr(parts.aggregator, "reveals_rows", True):
                 refused = "report holds no update"
             elif not refused and hasattr(parts.aggregator, "check_mail"):
