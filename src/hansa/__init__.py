@@ -12,6 +12,7 @@ from hansa.aggregators.krum import Krum
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.median import Median
 from hansa.aggregators.trimmed_mean import TrimmedMean
+from hansa.algorithms.averaged import Averaged
 from hansa.algorithms.fedavg import FedAvg
 from hansa.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedOpt, FedYogi
 from hansa.algorithms.fedprox import FedProx
@@ -114,6 +115,7 @@ __all__ = [
     "FedYogi",
     "FedOpt",
     "SCAFFOLD",
+    "Averaged",
     "ServerSGD",
     "ServerAdagrad",
     "ServerAdam",
