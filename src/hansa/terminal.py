@@ -31,15 +31,22 @@ def progress(out: Console, num_rounds: int, title: str) -> Iterator[Callable[[Ro
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[scores]}"), console=out, transient=True) as bar:
             task = bar.add_task(title, total=num_rounds, scores="")
-            yield lambda row: bar.update(task, completed=row.round + 1, scores=round_words(row))
+            yield lambda row: bar.update(task, completed=row.round + 1, scores=round_words(row) + _spent(row))
         return
     every = max(1, num_rounds // 20)
 
     def line(row: Row) -> None:
         if (row.round + 1) % every == 0 or row.round + 1 == num_rounds or row.round == 0:
-            out.print(f"round {row.round + 1} of {num_rounds}  {round_words(row)}  {row.num_clients} clients")
+            out.print(
+                f"round {row.round + 1} of {num_rounds}  {round_words(row)}  {row.num_clients} clients{_spent(row)}"
+            )
 
     yield line
+
+
+def _spent(row: Row) -> str:
+    """Epsilon so far, where there is one."""
+    return "" if row.epsilon is None else f"  epsilon {row.epsilon:.3g}"
 
 
 def round_words(row: Row) -> str:

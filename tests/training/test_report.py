@@ -281,3 +281,21 @@ def test_wide_ranges_get_a_logarithmic_axis_and_say_so() -> None:
 def test_charts_of_nothing_are_still_charts() -> None:
     for svg in (line_chart([], title="t"), distribution({}, title="t"), stacked_columns({}, ["a", "b"], title="t")):
         assert ElementTree.fromstring(svg)[0].text == "t"
+
+
+def test_the_statement_of_a_noisy_run_is_on_the_page_with_epsilon_at_several_deltas(write_run: WriteRun) -> None:
+    privacy = {
+        "statement": "Central noise.",
+        "epsilon": 4.0,
+        "delta": 1e-6,
+        "facts": {"unit": "one client", "neighbours": "zero-out"},
+        "epsilons": [
+            {"delta": 1e-6, "epsilon": 4.0, "accountant": "PLD", "rdp": 4.56},
+            {"delta": 1e-7, "epsilon": 4.37, "accountant": "PLD", "rdp": None},
+            {"delta": "many", "epsilon": 1.0},
+        ],
+    }
+    text = text_of(page_of(write_run(privacy=privacy)))
+    for part in ("Central noise.", "zero-out", "1e-6", "4.56", "1e-7", "4.37", "Epsilon at several deltas"):
+        assert part in text
+    assert "many" not in text

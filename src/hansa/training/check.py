@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core import check as core
+from hansa.core.chain import norm_bound
 from hansa.core.check import Problem
 from hansa.core.errors import InputError
 from hansa.core.protocols import Memory
@@ -104,7 +105,10 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
         rows.append(
             {"what": f"sums for {name} (no row)", "bytes": None, "most": False, "when": "once", "reader": reader}
         )
-    clipped = ", clipped" if any(type(t).__name__ == "Clip" for t in federation.transforms) else ""
+    settings = [t.settings(t.init(size)) for t in federation.transforms]
+    clipped = ", clipped" if math.isfinite(norm_bound(federation.transforms, settings)) else ""
+    columns = [name for t in federation.transforms for name in getattr(t, "tail_names", ())]
+    clipped += f", and {' and '.join(columns)}" if columns else ""
     rows.append(
         {
             "what": f"update: {size:,} numbers{clipped}",

@@ -116,6 +116,8 @@ def _privacy(run: RunRecord) -> Section:
         lead = str(stated.get("statement") or f"Spent: {spent}; the run states no neighbouring relation.")
     by_round = [row.get("epsilon") for row in run.history]
     panels = []
+    if figures := _epsilons(stated):
+        panels.append(Panel(title="Epsilon at several deltas", hint="smaller is stronger", table=figures))
     if sum(value is not None for value in by_round) > 1:
         line = Line(name="epsilon", x=[row["round"] or 0.0 for row in run.history], y=by_round)
         svg = line_chart([line], title="epsilon by round", zero=True, width=480.0)
@@ -123,7 +125,20 @@ def _privacy(run: RunRecord) -> Section:
     bodies = _bodies(run)
     if bodies:
         panels.append(Panel(title="Everything that was sent", hint="bodies by kind", table=bodies))
-    return Section(title="Privacy, and what left each client", lead=lead, panels=panels, wide=True)
+    facts = [(str(name), str(fact)) for name, fact in mapping(stated.get("facts")).items()]
+    return Section(title="Privacy, and what left each client", lead=lead, panels=panels, facts=facts, wide=True)
+
+
+def _epsilons(stated: Mapping[str, object]) -> Table | None:
+    """A row a delta: epsilon by the accountant that the run relies on, and by RDP beside it."""
+    figures = stated.get("epsilons")
+    rows = []
+    for one in map(mapping, figures if isinstance(figures, list) else ()):
+        delta = number(one.get("delta"))
+        if delta is not None:
+            best, beside = figure(number(one.get("epsilon"))), figure(number(one.get("rdp")))
+            rows.append((power(delta), best, str(one.get("accountant") or ""), beside))
+    return Table(head=("delta", "epsilon", "accountant", "RDP"), rows=rows) if rows else None
 
 
 def _bodies(run: RunRecord) -> Table | None:
