@@ -244,3 +244,14 @@ def test_torch_rows_give_what_numpy_rows_give(transforms):
         for part, value in kept.items():
             np.testing.assert_allclose(np.asarray(keeps[part]), value, rtol=1e-6)
         pack_report(Report(plan.slot, found.clients[:1], found.take([0])), chain.codec(transforms))
+
+
+@every_transform
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_transform_that_says_so_leaves_rows_that_are_not_finite_so(transform, value):
+    block = support.block([[1.0, value, 2.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    with np.errstate(all="ignore"):
+        sent, _, _ = support.encoded((transform,), block)
+    if getattr(transform, "shows_nonfinite", False):
+        assert not np.isfinite(np.asarray(sent.values[0])).all()
+    assert np.isfinite(np.asarray(sent.values[1])).all()

@@ -12,7 +12,7 @@ def clipped(rows, norm=1.0):
 
 
 def test_a_long_update_is_scaled_to_the_norm_in_its_own_direction():
-    np.testing.assert_allclose(clipped([[3.0, 4.0], [-30.0, 40.0]]), [[0.6, 0.8], [-0.6, 0.8]], rtol=2e-6)
+    np.testing.assert_allclose(clipped([[3.0, 4.0], [-30.0, 40.0]]), [[0.6, 0.8], [-0.6, 0.8]], rtol=5e-6)
 
 
 def test_clip_leaves_short_updates_alone_bit_for_bit():

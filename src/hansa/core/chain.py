@@ -38,7 +38,10 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """Defaults of an update transform: it changes nothing and claims nothing."""
+    """Defaults of an update transform: it changes nothing and claims nothing.
+
+    ``shows_nonfinite = True`` says that a row which is not finite stays so, which a simulator then sees in the sum.
+    """
 
     def init(self, num_params: int) -> State:
         """The server's state before round 0; ``num_params`` is the length of an update."""

@@ -85,7 +85,8 @@ class Worker:
         where = (plan.slot.task, plan.slot.round, plan.slot.attempt)
         folds = self.adds_up(plan)
         few = len(part.clients) <= FEW_ROWS and not plan.variants
-        looks = few or not folds or bool(plan.settings)  # a transform may hide what is not finite
+        hides = any(not getattr(t, "shows_nonfinite", False) for t in self.federation.parts(plan.slot).transforms)
+        looks = few or not folds or hides
         with stage("client"):
             for block in blocks_of(plan, part.clients, width):
                 mine = {client: scratch[client] for client in block if client in scratch} if scratch else {}

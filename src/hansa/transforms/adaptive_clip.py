@@ -47,6 +47,7 @@ class AdaptiveClip(Transform):
     count_scale: float = 0.2
 
     tail_names = ("clip.below",)
+    shows_nonfinite = True
 
     def __post_init__(self) -> None:
         for name in ("start", "learning_rate", "count_scale"):

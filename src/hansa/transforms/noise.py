@@ -43,6 +43,7 @@ class GaussianNoise(Transform):
     budget: float | None = None
 
     adds_noise = True
+    shows_nonfinite = True
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is not None:
