@@ -32,6 +32,7 @@ from hansa.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
 from hansa.data.sampling import All, Poisson, Uniform
+from hansa.data.separation import MinSeparation
 from hansa.federation import Federation
 from hansa.learners.function import FunctionLearner
 from hansa.learners.linear import LinearLearner
@@ -39,6 +40,8 @@ from hansa.learners.sklearn import SklearnLearner
 from hansa.learners.torch import TorchLearner
 from hansa.local_training import SGD, Adam
 from hansa.metrics import Metric
+from hansa.privacy.blt import BLT
+from hansa.privacy.strategies import Banded, Tree
 from hansa.runtimes.devices import Devices, Diurnal, LogNormal
 from hansa.runtimes.inprocess import InProcess
 from hansa.runtimes.processes import Processes
@@ -52,6 +55,7 @@ from hansa.training.schedule import Schedule
 from hansa.training.simulate import simulate
 from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
+from hansa.transforms.correlated_noise import CorrelatedNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
@@ -121,6 +125,10 @@ __all__ = [
     "Clip",
     "AdaptiveClip",
     "GaussianNoise",
+    "CorrelatedNoise",
+    "BLT",
+    "Banded",
+    "Tree",
     "Quantize",
     "TopK",
     "Mean",
@@ -137,6 +145,7 @@ __all__ = [
     "Uniform",
     "All",
     "Poisson",
+    "MinSeparation",
     "Updates",
     "Aggregate",
     "Memory",
