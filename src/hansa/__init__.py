@@ -33,6 +33,7 @@ from hansa.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
 from hansa.data.sampling import All, Poisson, Uniform
+from hansa.data.separation import MinSeparation
 from hansa.federation import Federation
 from hansa.learners.function import FunctionLearner
 from hansa.learners.linear import LinearLearner
@@ -40,6 +41,8 @@ from hansa.learners.sklearn import SklearnLearner
 from hansa.learners.torch import TorchLearner
 from hansa.local_training import SGD, Adam
 from hansa.metrics import Metric
+from hansa.privacy.blt import BLT
+from hansa.privacy.strategies import Banded, Tree
 from hansa.runtimes.devices import Devices, Diurnal, LogNormal
 from hansa.runtimes.inprocess import InProcess
 from hansa.runtimes.processes import Processes
@@ -53,6 +56,7 @@ from hansa.training.schedule import Schedule
 from hansa.training.simulate import simulate
 from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
+from hansa.transforms.correlated_noise import CorrelatedNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
@@ -123,6 +127,10 @@ __all__ = [
     "Clip",
     "AdaptiveClip",
     "GaussianNoise",
+    "CorrelatedNoise",
+    "BLT",
+    "Banded",
+    "Tree",
     "Quantize",
     "TopK",
     "Mean",
@@ -139,6 +147,7 @@ __all__ = [
     "Uniform",
     "All",
     "Poisson",
+    "MinSeparation",
     "Updates",
     "Aggregate",
     "Memory",

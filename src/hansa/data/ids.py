@@ -98,12 +98,42 @@ class NumberedIds(Sequence[str]):
         return int(digits) if digits == "0" or digits[0] != "0" else -1
 
 
+class SomeIds(Sequence[str]):
+    """Those of a sequence of ids that are at some positions, which are looked up when they are asked for.
+
+    >>> some = SomeIds(NumberedIds("c", 10**6), np.array([7, 999_999]))
+    >>> len(some), some[1], some.take([0])
+    (2, 'c999999', ('c7',))
+    """
+
+    __slots__ = ("_ids", "_positions")
+
+    def __init__(self, ids: Sequence[str], positions: npt.NDArray[np.int64]) -> None:
+        self._ids, self._positions = ids, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> SomeIds: ...
+    def __getitem__(self, index: int | slice) -> str | SomeIds:
+        if isinstance(index, slice):
+            return SomeIds(self._ids, self._positions[index])
+        return self._ids[int(self._positions[index])]
+
+    def take(self, positions: npt.ArrayLike) -> tuple[str, ...]:
+        """The ids at ``positions`` among these."""
+        return look_up(self._ids, self._positions[np.asarray(positions, np.int64)])
+
+
 def look_up(ids: Sequence[str], positions: npt.ArrayLike) -> tuple[str, ...]:
     """The ids at some positions of any sequence of ids, touching no others.
 
     >>> look_up(("a", "b", "c"), [0, 2]), look_up(NumberedIds("c", 10**6), [999_999])
     (('a', 'c'), ('c999999',))
     """
-    if isinstance(ids, NumberedIds):
+    if isinstance(ids, NumberedIds | SomeIds):
         return ids.take(positions)
     return tuple([ids[i] for i in np.asarray(positions, np.int64).tolist()])

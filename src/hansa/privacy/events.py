@@ -24,6 +24,7 @@ from hansa.privacy.accountant import (
     Sampling,
     Turn,
 )
+from hansa.privacy.matrix_mechanism import Mechanism
 
 _SAMPLINGS: Mapping[str, type[Any]] = {
     "everyone": Everyone, "poisson": PoissonSampling, "fixed size": FixedSizeSampling, "turn": Turn
@@ -46,19 +47,64 @@ class GaussianEvent:
             raise InputError(f"GaussianEvent(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
 
 
-Event = GaussianEvent
-_KINDS: Mapping[str, type[Any]] = {"gaussian": GaussianEvent}
+@dataclass(frozen=True, kw_only=True)
+class MatrixEvent:
+    """One round of a run whose releases are one Gaussian mechanism, of ``noise_multiplier`` for all of them.
+
+    >>> from hansa.privacy.strategies import Tree
+    >>> mechanism = Mechanism(strategy=Tree(), num_rounds=4, min_separation=2)
+    >>> event = MatrixEvent(mechanism=mechanism, noise_multiplier=1.0, round=3, sampling=Turn(1, 2))
+    >>> event_of(as_json(event)) == event
+    True
+    """
+
+    mechanism: Mechanism
+    noise_multiplier: float
+    round: int
+    sampling: Sampling = field(default_factory=Everyone)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise InputError(f"MatrixEvent(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
+
+
+Event = GaussianEvent | MatrixEvent
+_KINDS: Mapping[str, type[Any]] = {"gaussian": GaussianEvent, "matrix": MatrixEvent}
 
 
 Events = Iterable[Event] | Mapping[Event, int]  # one by one, or how often each
 
 
 def releases(events: Events) -> list[Release]:
-    """What one unit pays for at most, for the accountant."""
-    return [
-        Release(noise_multiplier=event.noise_multiplier, times=times, sampling=event.sampling)
-        for event, times in Counter(events).items()
-    ]
+    """What one unit pays for at most, for the accountant.
+
+    The rounds of a matrix mechanism are one release, the i-th of them its i-th row. One that was released again, with
+    other noise, counts all of them again.
+    """
+    found: list[Release] = []
+    runs: dict[tuple[Mechanism, float], list[tuple[int, int | None, int]]] = {}
+    for event, times in Counter(events).items():
+        if isinstance(event, MatrixEvent):
+            rows = runs.setdefault((event.mechanism, event.noise_multiplier), [])
+            rows.append((event.round, _group(event), times))
+        else:
+            found.append(Release(noise_multiplier=event.noise_multiplier, times=times, sampling=event.sampling))
+    for (mechanism, noise_multiplier), rows in runs.items():
+        times_of, groups = Counter[int](), dict[int, int | None]()
+        for number, group, times in rows:
+            times_of[number] += times
+            groups[number] = group if groups.get(number, group) == group else None
+        part = mechanism.sensitivity_of(tuple(groups[number] for number in sorted(groups))) / mechanism.sensitivity
+        found.append(Release(noise_multiplier=noise_multiplier / part, times=max(times_of.values())))
+    return found
+
+
+def _group(event: MatrixEvent) -> int | None:
+    """Whose turn it was, of the groups that the mechanism was planned for; None: it could be anybody."""
+    turn = event.sampling
+    if isinstance(turn, Turn) and turn.num_groups == event.mechanism.min_separation:
+        return turn.group
+    return None
 
 
 def neighbours_of(events: Events) -> Neighbours:
@@ -94,7 +140,9 @@ def calibrated(planned: Mapping[Event, int], epsilon: float, delta: float, **opt
 def as_json(event: Event) -> dict[str, Any]:
     """An event as numbers and names."""
     kind = next(name for name, known in _KINDS.items() if isinstance(event, known))
-    found = {"kind": kind, **asdict(event)}
+    found = {"kind": kind, **vars(event)}
+    if isinstance(event, MatrixEvent):
+        found["mechanism"] = event.mechanism.as_json()
     sampling = next(name for name, known in _SAMPLINGS.items() if isinstance(event.sampling, known))
     return {**found, "sampling": {"kind": sampling, **asdict(event.sampling)}}
 
@@ -104,6 +152,8 @@ def event_of(found: Mapping[str, Any]) -> Event:
     try:
         fields = {name: value for name, value in found.items() if name != "kind"}
         sampling = dict(fields.pop("sampling"))
+        if "mechanism" in fields:
+            fields["mechanism"] = Mechanism.of_json(fields["mechanism"])
         event: Event = _KINDS[found["kind"]](sampling=_SAMPLINGS[sampling.pop("kind")](**sampling), **fields)
         return event
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -119,6 +169,7 @@ __all__ = [
     "Event",
     "Events",
     "GaussianEvent",
+    "MatrixEvent",
     "as_json",
     "calibrated",
     "cost",

@@ -15,6 +15,9 @@ not occur, which changes delta by less than 2e-17 a coordinate.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hansa.core.key import Key
 
 _STEPS = 30  # binary digits of a standard deviation
-_PIECE = 2**16  # pairs of normal numbers at a time: what stays in a processor's cache
+_PIECE = 2**17  # normal numbers at a time: what stays in a processor's cache
 
 
 def secure_normal(secret: Key, count: int) -> npt.NDArray[np.float64]:
@@ -33,17 +36,41 @@ def secure_normal(secret: Key, count: int) -> npt.NDArray[np.float64]:
     >>> bool(abs(numbers.mean()) < 0.02), bool(abs(numbers.std() - 1) < 0.01)
     (True, True)
     """
-    cipher = Cipher(algorithms.AES(secret.material), modes.CTR(bytes(16))).encryptor()
     out = np.empty(count + count % 2)
-    for start in range(0, len(out), 2 * _PIECE):
-        here = out[start : start + 2 * _PIECE]
+
+    def draw(first: int, stop: int) -> None:
+        here = out[first:stop]
+        block = (first // 2).to_bytes(16, "big")  # a block of the cipher is two words
+        cipher = Cipher(algorithms.AES(secret.material), modes.CTR(block)).encryptor()
         raw = np.frombuffer(cipher.update(bytes(8 * len(here))), "<u8")
         unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
         half = len(here) // 2
         radius, angle = np.sqrt(-2.0 * np.log1p(-unit[:half])), 2.0 * np.pi * unit[half:]
         np.multiply(radius, np.cos(angle), out=here[:half])
         np.multiply(radius, np.sin(angle), out=here[half:])
+
+    in_pieces(len(out), draw)
     return out[:count]
+
+
+def in_pieces(count: int, work: Callable[[int, int], None]) -> None:
+    """``work(first, stop)`` on all of ``count`` numbers, piece by piece, on every core.
+
+    Pieces are the same wherever they are worked on, so that the number of cores does not change a bit.
+    """
+    pieces = [(first, min(first + _PIECE, count)) for first in range(0, count, _PIECE)]
+    num_threads = min(len(pieces) // 4, _num_cores())
+    if num_threads < 2:
+        for piece in pieces:
+            work(*piece)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(lambda piece: work(*piece), pieces):
+            pass
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def noised(
@@ -57,10 +84,15 @@ def noised(
     True
     """
     step = grid(deviation)
-    noise *= deviation / step
-    noise += np.rint(np.asarray(values, np.float64) / step)
-    np.rint(noise, out=noise)
-    noise *= step
+
+    def add(first: int, stop: int) -> None:
+        here = noise[first:stop]
+        here *= deviation / step
+        here += np.rint(np.asarray(values[first:stop], np.float64) / step)
+        np.rint(here, out=here)
+        here *= step
+
+    in_pieces(len(noise), add)
     return noise
 
 
@@ -81,4 +113,4 @@ def deviation_of(noise_multiplier: float, sensitivity: float, size: int) -> floa
     return noise_multiplier * sensitivity / (1.0 - noise_multiplier * math.sqrt(size) * 2.0**-_STEPS)
 
 
-__all__ = ["deviation_of", "grid", "noised", "secure_normal"]
+__all__ = ["deviation_of", "grid", "in_pieces", "noised", "secure_normal"]

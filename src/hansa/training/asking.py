@@ -45,6 +45,19 @@ def choose(sampler: Any, everyone: Sequence[Client], size: int, key: Key, availa
     return Chosen(here, num_away)
 
 
+def whose_turn(sampler: Any, everyone: Sequence[Client], number: int) -> Sequence[Client]:
+    """The clients that round ``number`` may draw from: all, unless the sampler lets groups take turns.
+
+    >>> from hansa.data.sampling import Uniform
+    >>> whose_turn(Uniform(), ("a", "b"), 7)
+    ('a', 'b')
+    """
+    if not hasattr(sampler, "turn"):
+        return everyone
+    theirs: Sequence[Client] = sampler.of_round(everyone, number)
+    return theirs
+
+
 def _here(clients: tuple[Client, ...], available: Available | None) -> tuple[Client, ...]:
     if available is None or not clients:
         return clients

@@ -63,6 +63,11 @@ def _learner(federation: Federation) -> list[Problem]:
 def _schedule(federation: Federation, schedule: Schedule, num_clients: int | None) -> list[Problem]:
     """Whether there are clients enough, and whether delta means anything."""
     found = []
+    if schedule.buffer is not None and hasattr(schedule.sampler, "turn"):
+        name = type(schedule.sampler).__name__
+        found.append(
+            Problem(f"{name} lets groups take turns by rounds, and a buffer counts whoever comes.", "leave buffer out")
+        )
     if num_clients is not None:
         least = schedule.min_clients or 0
         if num_clients < least:

@@ -25,7 +25,7 @@ from hansa.federation import Federation
 from hansa.network.failpoints import fail_point
 from hansa.privacy.ledger import Ledger
 from hansa.stopwatch import one_round, stage, watching
-from hansa.training.asking import choose
+from hansa.training.asking import choose, whose_turn
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
 from hansa.training.history import Row
@@ -304,6 +304,7 @@ class Loop:
         a replay must ask the same clients, hence not only those that happen to be available.
         """
         schedule, runtime, draw = self.schedule, self.runtime, self.key.child("sampling", number, attempt)
+        everyone = whose_turn(schedule.sampler, everyone, number)
         if not is_timed(runtime):
             return choose(schedule.sampler, everyone, schedule.num_counted(len(everyone)), draw).clients
         runtime.goal_clients = schedule.num_counted(len(everyone)) if schedule.selects_more else None

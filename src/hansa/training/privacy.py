@@ -17,7 +17,7 @@ from hansa.core.round import Context, ServerState
 from hansa.core.tasks import Parts
 from hansa.federation import Federation
 from hansa.privacy import events
-from hansa.privacy.accountant import Everyone, PoissonSampling, Sampling, Turn
+from hansa.privacy.accountant import Everyone, Neighbours, PoissonSampling, Release, Sampling, Turn, cost
 from hansa.privacy.events import Event
 from hansa.privacy.ledger import Entry, Ledger
 from hansa.training.schedule import Schedule
@@ -44,14 +44,20 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
     if noise_of(federation) is None:
         return federation
     transforms = tuple(
-        _calibrated(t, schedule, num_clients) if getattr(t, "adds_noise", False) else t for t in federation.transforms
+        _calibrated(_planned(t, schedule), schedule, num_clients) if getattr(t, "adds_noise", False) else t
+        for t in federation.transforms
     )
     aggregator = federation.aggregator
     if isinstance(aggregator, Mean) and aggregator.denominator is None:
         largest = 1.0 if aggregator.weighting == "clients" else aggregator.max_weight
         if largest is not None:
-            aggregator = replace(aggregator, denominator=schedule.num_counted(num_clients) * largest)
+            aggregator = replace(aggregator, denominator=_expected(schedule, num_clients) * largest)
     return replace(federation, transforms=transforms, aggregator=aggregator)
+
+
+def min_separation(schedule: Schedule) -> int:
+    """A client that takes part in round t is in none before t + this, as far as the sampler sees to it."""
+    return schedule.num_groups if schedule.buffer is None else 1
 
 
 def sampling_of(schedule: Schedule, num_clients: int, number: int) -> Sampling:
@@ -121,19 +127,24 @@ class Accounts:
             return {"epsilon": None, "delta": None}
         counted, interval = Counter(self.ledger.counted), _FINE
         for event, times in self.ledger.counted.items():
+            if not isinstance(event.sampling, PoissonSampling):
+                continue
             most = self._foreseen(num_clients)[event]
-            if isinstance(event.sampling, PoissonSampling) and times != most:
+            if times != most:
                 step = math.ceil(_GROWTH ** math.ceil(round(math.log(times, _GROWTH), 9)))
                 counted[event] = min(step, most) if times < most else times
                 interval = interval if counted[event] == most else _COARSE
-        return {"epsilon": _cost(tuple(counted.items()), self.noise.delta, interval), "delta": self.noise.delta}
+        return {"epsilon": _cost(counted, self.noise.delta, interval), "delta": self.noise.delta}
 
     def has_room(self, number: int, num_clients: int) -> bool:
         """Whether round ``number`` keeps to the noise's budget, if it has one."""
         if self.noise is None or self.noise.budget is None:
             return True
-        then, foreseen = Counter(self.ledger.counted), self._foreseen(num_clients)
+        then = Counter(self.ledger.counted)
         then[coming(self.noise, self.schedule, num_clients, number)] += 1
+        if not any(isinstance(event.sampling, PoissonSampling) for event in then):
+            return self._keeps(then)  # a closed form
+        foreseen = self._foreseen(num_clients)
         whole = foreseen if then <= foreseen else then  # where the whole run is affordable, so is its beginning
         if self._keeps(whole):
             return True
@@ -141,13 +152,27 @@ class Accounts:
 
     def _keeps(self, counted: Counter[Event]) -> bool:
         budget: float = self.noise.budget
-        return _cost(tuple(counted.items()), self.noise.delta, _COARSE) <= budget * (1 + 1e-6)
+        return _cost(counted, self.noise.delta, _COARSE) <= budget * (1 + 1e-6)
 
     def _foreseen(self, num_clients: int) -> Counter[Event]:
         """The events of the whole schedule."""
         if self._plan is None or self._plan[0] != num_clients:
             self._plan = num_clients, Counter(planned(self.noise, self.schedule, num_clients))
         return self._plan[1]
+
+
+def _planned(noise: Any, schedule: Schedule) -> Any:
+    """Noise whose rounds depend on each other, made for this schedule."""
+    if not hasattr(noise, "planned_for"):
+        return noise
+    return noise.planned_for(schedule.num_rounds, min_separation(schedule))
+
+
+def _expected(schedule: Schedule, num_clients: int) -> float:
+    """How many updates a mean is of: a cohort, or where everybody whose turn it is takes part, a group's mean size."""
+    if schedule.cohort_size is None and schedule.buffer is None:
+        return max(1.0, num_clients / schedule.num_groups)
+    return schedule.num_counted(num_clients)
 
 
 def _calibrated(noise: Any, schedule: Schedule, num_clients: int) -> Any:
@@ -165,7 +190,11 @@ def _multiplier(counted: Counted, epsilon: float, delta: float) -> float:
     return events.calibrated(dict(counted), epsilon, delta, interval=_COARSE, tolerance=1e-6)
 
 
-@lru_cache(maxsize=256)
-def _cost(counted: Counted, delta: float, interval: float) -> float:
+def _cost(counted: Counter[Event], delta: float, interval: float) -> float:
     """Epsilon of events, each so many times."""
-    return events.cost(dict(counted), delta, interval=interval).epsilon
+    return _cost_of(tuple(events.releases(counted)), delta, events.neighbours_of(counted), interval)
+
+
+@lru_cache(maxsize=256)
+def _cost_of(released: tuple[Release, ...], delta: float, neighbours: Neighbours, interval: float) -> float:
+    return cost(released, delta, neighbours=neighbours, interval=interval).epsilon

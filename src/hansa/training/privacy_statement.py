@@ -14,7 +14,7 @@ from hansa.core.errors import InputError
 from hansa.federation import Federation
 from hansa.privacy import events
 from hansa.privacy.accountant import PoissonSampling, Turn
-from hansa.privacy.events import Event
+from hansa.privacy.events import Event, MatrixEvent
 from hansa.training.privacy import noise_of
 
 _DELTAS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -47,6 +47,7 @@ def statement(
     count = released.total()
     sizes = sorted({event.noise_multiplier for event in released})
     noises = f"noise multiplier {', '.join(f'{size:.4g}' for size in sizes)}, " if sizes else ""
+    together = _together(released)
     spent = f"epsilon {main['epsilon']:.3g} at delta {main['delta']:.1g}"
     facts = {
         "setting": "central: the server adds the noise, and sees each client's clipped update before it",
@@ -54,14 +55,18 @@ def statement(
         "neighbours": _RELATIONS[relation],
         "sampling": _sampling(released),
         "accountant": accountant,
-        "released": f"{count} noisy sums, {type(noise).__name__}: every released model, and all that is made of them",
+        "released": f"{count} noisy sums, {type(noise).__name__}{together}: every released model, and all that is made "
+        "of them",
         "not covered": "who took part, sizes and times in the run directory, which is the server's own; other runs on "
         "the same data, those that chose the settings among them, add to this",
     }
+    if together:
+        facts["not covered"] += "; checkpoints, which hold the noise that later rounds take back"
     if simulated:
         facts["simulation"] = "noise and sampling came from the run's seed: whoever knows the seed can remove the noise"
     text = (
-        f"Central noise on the mean of clipped updates, {noises}{count} releases: {spent} ({_tier(main['epsilon'])}). "
+        f"Central noise on the mean of clipped updates, {noises}{count} releases{together}: {spent} "
+        f"({_tier(main['epsilon'])}). "
         f"Unit: one client; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
         f"accountant: {accountant}. The server sees each client's clipped update before the noise."
     )
@@ -88,6 +93,14 @@ def _figure(released: Counter[Event], delta: float) -> dict[str, Any]:
     except InputError:  # dp-accounting is not installed, and the best is a closed form
         beside = None
     return {"delta": delta, "epsilon": best.epsilon, "accountant": best.accountant, "rdp": beside}
+
+
+def _together(released: Counter[Event]) -> str:
+    """That correlated releases are one, and by which strategy."""
+    names = {type(event.mechanism.strategy).__name__ for event in released if isinstance(event, MatrixEvent)}
+    if not names:
+        return ""
+    return f" that are together one Gaussian mechanism with that noise multiplier (correlated noise, {min(names)})"
 
 
 def _sampling(released: Counter[Event]) -> str:

@@ -101,6 +101,13 @@ class Schedule:
         return min(num_clients, math.ceil(round(counted * factor, 9)))
 
     @property
+    def num_groups(self) -> int:
+        """Groups of clients that take turns, as a sampler such as ``MinSeparation`` lets them; 1 for any other."""
+        turn = getattr(self.sampler, "turn", None)
+        return turn(0)[1] if turn else 1
+
+    @property
     def clients_needed(self) -> int:
-        """Clients without which a deployment does not begin: enough for a round, or to fill a buffer."""
-        return max(self.min_clients or self.cohort_size or 1, self.buffer.size if self.buffer else 1)
+        """Clients without which a deployment does not begin: enough for a round of any group, or to fill a buffer."""
+        in_a_round = self.min_clients or self.cohort_size or 1
+        return max(in_a_round * self.num_groups, self.buffer.size if self.buffer else 1)

@@ -46,22 +46,7 @@ class GaussianNoise(Transform):
     shows_nonfinite = True
 
     def __post_init__(self) -> None:
-        if self.noise_multiplier is not None:
-            if self.epsilon is not None:
-                raise InputError("GaussianNoise: expected noise_multiplier or epsilon, found both; leave one out")
-            if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
-                raise InputError(f"GaussianNoise(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
-        elif self.epsilon is None or self.delta is None:
-            raise InputError("GaussianNoise: expected noise_multiplier, or epsilon and delta together; found neither")
-        if self.epsilon is not None and not self.epsilon > 0:
-            raise InputError(f"GaussianNoise(epsilon=): expected above 0, found {self.epsilon}")
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise InputError(f"GaussianNoise(delta=): expected between 0 and 1, found {self.delta}")
-        if self.budget is not None and not (self.budget > 0 and self.noise_multiplier and self.delta):
-            raise InputError(
-                f"GaussianNoise(budget=): expected an epsilon above 0, beside noise_multiplier and delta, found "
-                f"{self.budget}; epsilon= and delta= alone keep to a budget too"
-            )
+        refuse_amounts(type(self).__name__, self.noise_multiplier, self.epsilon, self.delta, self.budget)
 
     def norm_bound(self, incoming: float, settings: Settings) -> float:
         """Clients' rows are not changed."""
@@ -69,18 +54,10 @@ class GaussianNoise(Transform):
 
     def release(self, mean: Aggregate, state: State, sensitivity: float, secret: Key) -> tuple[Aggregate, State]:
         """The noised mean; values and tail are one vector with one bound."""
-        if not math.isfinite(sensitivity):
-            raise CheckError([UNBOUNDED])
-        if self.noise_multiplier is None:
-            raise CheckError(
-                ["GaussianNoise(epsilon=, delta=) needs a schedule to be calibrated for; use simulate or serve"]
-            )
-        values = np.asarray(mean.values, np.float64)
-        whole = np.concatenate([values, [mean.tail[name] for name in sorted(mean.tail)]])
-        deviation = deviation_of(self.noise_multiplier, sensitivity, len(whole))
-        whole = noised(whole, secure_normal(secret, len(whole)), deviation)
-        tail = dict(zip(sorted(mean.tail), whole[len(values) :].tolist(), strict=True))
-        return mean._replace(values=whole[: len(values)], tail=tail), state
+        multiplier = sized("GaussianNoise", self.noise_multiplier, sensitivity)
+        whole = joined(mean)
+        deviation = deviation_of(multiplier, sensitivity, len(whole))
+        return parted(mean, noised(whole, secure_normal(secret, len(whole)), deviation)), state
 
     def settings(self, state: State) -> Settings:
         """What an owner of data is told: the noise multiplier."""
@@ -92,8 +69,51 @@ class GaussianNoise(Transform):
         return GaussianEvent(noise_multiplier=self.noise_multiplier)
 
 
+def refuse_amounts(
+    kind: str, noise_multiplier: float | None, epsilon: float | None, delta: float | None, budget: float | None
+) -> None:
+    """Say what a noise of this kind cannot be made of."""
+    if noise_multiplier is not None:
+        if epsilon is not None:
+            raise InputError(f"{kind}: expected noise_multiplier or epsilon, found both; leave one out")
+        if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+            raise InputError(f"{kind}(noise_multiplier=): expected above 0, found {noise_multiplier}")
+    elif epsilon is None or delta is None:
+        raise InputError(f"{kind}: expected noise_multiplier, or epsilon and delta together; found neither")
+    if epsilon is not None and not epsilon > 0:
+        raise InputError(f"{kind}(epsilon=): expected above 0, found {epsilon}")
+    if delta is not None and not 0 < delta < 1:
+        raise InputError(f"{kind}(delta=): expected between 0 and 1, found {delta}")
+    if budget is not None and not (budget > 0 and noise_multiplier and delta):
+        raise InputError(
+            f"{kind}(budget=): expected an epsilon above 0, beside noise_multiplier and delta, found {budget}; "
+            "epsilon= and delta= alone keep to a budget too"
+        )
+
+
+def sized(kind: str, noise_multiplier: float | None, sensitivity: float) -> float:
+    """The noise multiplier, where there is one and something to multiply."""
+    if not math.isfinite(sensitivity):
+        raise CheckError([UNBOUNDED.format(kind=kind)])
+    if noise_multiplier is None:
+        raise CheckError([f"{kind}(epsilon=, delta=) needs a schedule to be calibrated for; use simulate or serve"])
+    return noise_multiplier
+
+
+def joined(mean: Aggregate) -> np.ndarray:
+    """Values and tail as one vector: they have one bound."""
+    return np.concatenate([np.asarray(mean.values, np.float64), [mean.tail[name] for name in sorted(mean.tail)]])
+
+
+def parted(mean: Aggregate, whole: np.ndarray) -> Aggregate:
+    """``mean`` with the values and the tail of such a vector."""
+    count = len(whole) - len(mean.tail)
+    tail = dict(zip(sorted(mean.tail), whole[count:].tolist(), strict=True))
+    return mean._replace(values=whole[:count], tail=tail)
+
+
 UNBOUNDED = (
-    "GaussianNoise needs a finite bound on what one client adds, and finds none; put a Clip before it and nothing that "
+    "{kind} needs a finite bound on what one client adds, and finds none; put a Clip before it and nothing that "
     "changes values after the Clip, and fix the mean's weights and denominator: "
-    'transforms=(hansa.Clip(norm=1.0), hansa.GaussianNoise(...)), aggregator=hansa.Mean(weighting="clients")'
+    'transforms=(hansa.Clip(norm=1.0), hansa.{kind}(...)), aggregator=hansa.Mean(weighting="clients")'
 )
