@@ -31,13 +31,14 @@ from hansa.data.dataset import Dataset
 from hansa.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
+from hansa.data.rescale import Rescale
 from hansa.data.sampling import All, Poisson, Uniform
 from hansa.federation import Federation
 from hansa.learners.function import FunctionLearner
 from hansa.learners.linear import LinearLearner
 from hansa.learners.sklearn import SklearnLearner
 from hansa.learners.torch import TorchLearner
-from hansa.local_training import SGD, Adam
+from hansa.local_training import DPSGD, SGD, Adam
 from hansa.metrics import Metric
 from hansa.runtimes.devices import Devices, Diurnal, LogNormal
 from hansa.runtimes.inprocess import InProcess
@@ -52,6 +53,7 @@ from hansa.training.schedule import Schedule
 from hansa.training.simulate import simulate
 from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
+from hansa.transforms.local_noise import LocalGaussianNoise, LocalLaplaceNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
@@ -105,6 +107,7 @@ __all__ = [
     "FunctionLearner",
     "SGD",
     "Adam",
+    "DPSGD",
     "Metric",
     "FedAvg",
     "FedProx",
@@ -121,6 +124,8 @@ __all__ = [
     "Clip",
     "AdaptiveClip",
     "GaussianNoise",
+    "LocalGaussianNoise",
+    "LocalLaplaceNoise",
     "Quantize",
     "TopK",
     "Mean",
@@ -130,6 +135,7 @@ __all__ = [
     "Dataset",
     "Population",
     "Standardize",
+    "Rescale",
     "IID",
     "Dirichlet",
     "Shards",
