@@ -32,6 +32,7 @@ from hansa.data.dataset import Dataset
 from hansa.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
+from hansa.data.rescale import Rescale
 from hansa.data.sampling import All, Poisson, Uniform
 from hansa.data.separation import MinSeparation
 from hansa.federation import Federation
@@ -39,7 +40,7 @@ from hansa.learners.function import FunctionLearner
 from hansa.learners.linear import LinearLearner
 from hansa.learners.sklearn import SklearnLearner
 from hansa.learners.torch import TorchLearner
-from hansa.local_training import SGD, Adam
+from hansa.local_training import DPSGD, SGD, Adam
 from hansa.metrics import Metric
 from hansa.privacy.blt import BLT
 from hansa.privacy.strategies import Banded, Tree
@@ -57,6 +58,7 @@ from hansa.training.simulate import simulate
 from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
 from hansa.transforms.correlated_noise import CorrelatedNoise
+from hansa.transforms.local_noise import LocalGaussianNoise, LocalLaplaceNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
@@ -110,6 +112,7 @@ __all__ = [
     "FunctionLearner",
     "SGD",
     "Adam",
+    "DPSGD",
     "Metric",
     "FedAvg",
     "FedProx",
@@ -131,6 +134,8 @@ __all__ = [
     "BLT",
     "Banded",
     "Tree",
+    "LocalGaussianNoise",
+    "LocalLaplaceNoise",
     "Quantize",
     "TopK",
     "Mean",
@@ -140,6 +145,7 @@ __all__ = [
     "Dataset",
     "Population",
     "Standardize",
+    "Rescale",
     "IID",
     "Dirichlet",
     "Shards",

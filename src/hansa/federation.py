@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.rows import Rows
 from hansa.core import chain
-from hansa.core.errors import InputError
+from hansa.core.errors import CheckError, InputError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import (
     Aggregator,
@@ -30,7 +31,7 @@ from hansa.core.round import client_round
 from hansa.core.tasks import TASKS, Evaluation, Parts, Summation, flat_sums
 from hansa.data.dataset import Dataset
 from hansa.data.prepare import Preparation
-from hansa.local_training import Correction, Fitted, LocalTraining
+from hansa.local_training import Correction, Fitted, LocalTraining, protects_records
 from hansa.wire import Nonzeros
 from hansa.work import Work
 
@@ -81,7 +82,13 @@ class Federation:
     def is_private(self) -> bool:
         """Whether the server may see nothing of a client but what the chain and the aggregator let through."""
         noisy = any(getattr(transform, "adds_noise", False) for transform in self.transforms)
-        return noisy or not getattr(self.aggregator, "reveals_rows", True)
+        return noisy or self.is_locally_private or not getattr(self.aggregator, "reveals_rows", True)
+
+    @property
+    def is_locally_private(self) -> bool:
+        """Whether clients add noise themselves: to their updates, or to the gradients of their records."""
+        noisy = any(getattr(transform, "adds_local_noise", False) for transform in self.transforms)
+        return noisy or protects_records(getattr(self.algorithm, "client_optimizer", None))
 
     def task(self, name: str, number: int = 0) -> Parts:
         """The parts of a task; ``number`` says which preparation."""
@@ -157,6 +164,8 @@ class Federation:
         ``rows`` are each client's prepared rows: those held out where the task is to evaluate, else the others.
         """
         scored = plan.slot.task == "evaluate"
+        if plan.slot.task != "train" and self.is_locally_private:
+            raise CheckError([f"{plan.slot.task}: the server asks for exact sums, which local noise does not cover."])
         work = Work(
             self.learner,
             self.algorithm,
@@ -166,6 +175,7 @@ class Federation:
             plan.variants.get(clients[0]),
             plan.slot.round,
             Streams(clients, lambda client: plan.key.child("local", client)),
+            Streams(secret, methodcaller("child", "local")),
         )
         parts = self.parts(plan.slot)._replace(look_at_values=look_at_values)
         return client_round(parts, plan, work, memory, scratch, secret)

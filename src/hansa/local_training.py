@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -58,7 +59,53 @@ class Adam:
     is_plain = False
 
 
-ClientOptimizer = SGD | Adam
+@dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """SGD by noisy sums of clipped gradients: what a client sends hides each single one of its records.
+
+        w <- w - rate / divisor * (sum over the batch of clip(g_j) + N(0, (noise_multiplier * clipping_norm)^2))
+
+    Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar and Zhang, "Deep learning with differential privacy", CCS 2016,
+    algorithm 1, run by each client on its own records, as in Terrail et al., "FLamby", NeurIPS 2022, section 4.3.
+    Each local step takes each record by a coin with chance ``batch_size / n`` (n: the client's number of records), or
+    all of them where the algorithm's ``batch_size`` is None or no less than n. The sum is divided by a fixed number:
+    ``divisor``, or else the expected batch. With a ``divisor`` and the full batch nothing that leaves depends on n.
+
+    Give ``noise_multiplier``; or ``epsilon`` and ``delta``, for all steps of all rounds: each client then finds the
+    noise for its own n, which it alone knows. Neighbours: one record of one client gives nothing ("zero out"); unless
+    said above, n is not hidden. ``num_steps`` are the steps of the whole run, which a schedule fills in. Every client
+    weighs the same, and neither losses nor metrics leave. Steps are counted, not epochs.
+
+    >>> DPSGD(clipping_norm=1.0, noise_multiplier=1.1).delta is None
+    True
+    """
+
+    clipping_norm: float
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    divisor: float | None = None
+    num_steps: int | None = None
+
+    is_plain = False
+    protects_records = True
+    momentum, weight_decay, nesterov = 0.0, 0.0, False  # the step by the noisy gradient is plain
+
+    def __post_init__(self) -> None:
+        for name in ("clipping_norm", "noise_multiplier", "epsilon", "divisor", "num_steps"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"DPSGD({name}=): expected above 0, found {value}")
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            both = "neither" if self.epsilon is None else "both"
+            raise InputError(f"DPSGD: expected either noise_multiplier or epsilon with delta, found {both}")
+        if self.epsilon is not None and self.delta is None:
+            raise InputError("DPSGD: expected epsilon and delta together, found no delta; give delta=1e-5, say")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise InputError(f"DPSGD(delta=): expected between 0 and 1, found {self.delta}")
+
+
+ClientOptimizer = SGD | Adam | DPSGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +117,11 @@ class LocalTraining:
     epochs: int | None = 1
     steps: int | None = None
     batch_size: int | None = None
+
+
+def protects_records(optimizer: Any) -> bool:
+    """Whether local training hides single records, so that nothing else of them may leave."""
+    return getattr(optimizer, "protects_records", False)
 
 
 class Correction(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hansa.core.errors import InputError, RunError
+from hansa.core.errors import CheckError, InputError, RunError
 from hansa.core.key import Key, Streams
 from hansa.core.protocols import Array, Client, Updates
-from hansa.local_training import Correction, Fitted, LocalTraining, local_training
+from hansa.local_training import Correction, Fitted, LocalTraining, local_training, protects_records
 from hansa.stopwatch import stage
 
 
@@ -31,10 +31,14 @@ class Work:
         variant: Any = None,
         round_number: int = 0,
         keys: Sequence[Key] = (),
+        secret: Sequence[Key] = (),
     ) -> None:
         self.clients, self.datasets, self.variant = clients, datasets, variant
         self._learner, self._algorithm, self._tests = learner, algorithm, tests
         self._round, self._keys, self._calls = round_number, keys, 0
+        self._is_private = protects_records(getattr(algorithm, "client_optimizer", None))
+        if self._is_private:
+            self._keys = secret  # noise and batches that the server cannot draw for itself
         self._fitted: Fitted | None = None
 
     def __call__(
@@ -77,6 +81,8 @@ class Work:
     ) -> Array:
         """Local training with settings of your own: (num_clients, num_params); with ``change`` less ``params``."""
         call = self._calls
+        if self._is_private:
+            self._check_private(local)
         keys = Streams(self._keys, lambda key: key.child("fit", call))
         self._calls += 1
         block = self.block(params)
@@ -100,6 +106,10 @@ class Work:
 
     def updates(self, values: Array, weights: Array | None = None, tail: Mapping[str, Array] | None = None) -> Updates:
         """A block of ``values``, weighted by the number of training examples unless ``weights`` says otherwise."""
+        if self._is_private:  # how many records there are, and what was counted beside, is theirs
+            weights = np.ones(len(self.clients))
+            if tail:
+                raise CheckError([f"DPSGD covers the update alone, and {', '.join(tail)} would leave beside it."])
         own = self.num_examples if weights is None else weights
         return Updates(self.clients, values, np.asarray(own, dtype=np.float64), dict(tail or {}))
 
@@ -129,12 +139,24 @@ class Work:
 
     def loss(self, params: Array) -> Array:
         """Mean loss over each client's training rows: (num_clients,); NaN for an empty client."""
+        if self._is_private:
+            raise CheckError(["DPSGD covers the update alone, and the algorithm asks for losses without noise."])
         sums = self._learner.evaluate(self.block(params), self.datasets)
         return np.array([self._learner.metrics.finish(row)["loss"] for row in sums])
 
     def evaluate(self, params: Array) -> Array:
         """Metric sums over each client's held-out rows (zeros where it has none): (num_clients, metrics.size)."""
         return self._learner.evaluate(self.block(params), self._tests)
+
+    def _check_private(self, local: LocalTraining) -> None:
+        """Refuse what record-level privacy has not counted: other training, a second one, a learner without it."""
+        if not protects_records(local.optimizer):
+            raise CheckError(["DPSGD covers its own steps alone, and the algorithm asks for others without noise."])
+        if self._calls:
+            raise CheckError(["DPSGD counts one local training a round, and the algorithm asks for a second one."])
+        if not getattr(self._learner, "protects_records", False):
+            name = type(self._learner).__name__
+            raise CheckError([f"{name} cannot train by DPSGD; use hansa.LinearLearner or hansa.TorchLearner."])
 
     @property
     def _last(self) -> Fitted:

@@ -11,13 +11,15 @@ from hansa.core.key import Key
 from hansa.privacy.noise import deviation_of, grid, noised, secure_normal
 
 
-def test_numbers_are_box_and_mullers_of_a_stream_of_aes():
+def test_numbers_are_the_polar_methods_of_a_stream_of_aes():
     key = Key.of("secret")
-    stream = Cipher(algorithms.AES256(key.material), modes.CTR(bytes(16))).encryptor().update(bytes(16))
-    first, second = (int.from_bytes(stream[i : i + 8], "little") / 2**64 for i in (0, 8))
-    radius = math.sqrt(-2 * math.log(1 - first))
-    expected = [radius * math.cos(2 * math.pi * second), radius * math.sin(2 * math.pi * second)]
-    assert secure_normal(key, 2) == pytest.approx(expected, rel=1e-9)
+    num_points = math.ceil(4 / math.pi + 4) + 8
+    stream = Cipher(algorithms.AES256(key.material), modes.CTR(bytes(16))).encryptor().update(bytes(16 * num_points))
+    unit = [int.from_bytes(stream[i : i + 8], "little", signed=True) / 2**63 for i in range(0, 16 * num_points, 8)]
+    points = zip(unit[:num_points], unit[num_points:], strict=True)
+    x, y = next((x, y) for x, y in points if 0 < x * x + y * y < 1)
+    factor = math.sqrt(-2 * math.log(x * x + y * y) / (x * x + y * y))
+    assert secure_normal(key, 2) == pytest.approx([x * factor, y * factor], rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 131_071, 131_073, 300_000])

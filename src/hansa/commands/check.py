@@ -59,7 +59,7 @@ def _show(screen: Console, app: App, num_clients: int) -> None:
 def _show_privacy(screen: Console, federation: Federation, schedule: Schedule, num_clients: int) -> None:
     """The statement that the whole schedule will earn, with epsilon at several deltas."""
     noise = noise_of(federation)
-    if noise is None or noise.noise_multiplier is None:
+    if noise is None or getattr(noise, "noise_multiplier", 1.0) is None:
         return
     released = Counter(planned(noise, schedule, num_clients))
     stated = statement(federation, released, num_clients, simulated=False)

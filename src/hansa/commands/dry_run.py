@@ -28,7 +28,10 @@ def dry_run(screen: Console, federation: Federation, name: str, load: Callable[[
     for column in ("kind", "bytes", "file", "protection"):
         table.add_column(column)
     totals: list[Any] = []
-    for number in range(len(federation.prepare)):
+    for number, preparation in enumerate(federation.prepare):
+        if getattr(preparation, "is_public", False):
+            totals.append(np.zeros(0))
+            continue
         plan = _plan(federation, Slot(number, 0, "update", "prepare"), key, totals)
         report = _report(federation, plan, name, (train, test), totals)
         totals.append(np.asarray(report.payload.values[0], dtype=np.float64))

@@ -19,6 +19,7 @@ from hansa.federation import Federation, Pair
 from hansa.network.participant import Participant
 from hansa.terminal import console, harmless
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
+from hansa.training.privacy import bound_locally
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,18 @@ class Owner:
     device: str | None
 
     def app(self, file: Path) -> tuple[App, Federation]:
-        """An app, with the device of this machine."""
+        """An app, with the device of this machine, and with this client's own noise sized for the app's rounds."""
         app = load_app(file)
-        learner = app.federation.learner
+        federation, learner = bound_locally(app.federation, app.schedule), app.federation.learner
         if self.device is None:
-            return app, app.federation
+            return app, federation
         if not hasattr(learner, "on_device"):
             raise InputError(
                 f"--device {self.device}: expected a learner with a device, found {type(learner).__name__}"
             )
         import dataclasses
 
-        return app, dataclasses.replace(app.federation, learner=learner.on_device(self.device))
+        return app, dataclasses.replace(federation, learner=learner.on_device(self.device))
 
     def loader(self, app: App, name: str) -> Callable[[], Pair]:
         """A function that reads the owner's rows anew, with the held-out share set aside."""

@@ -86,13 +86,14 @@ def encode(
     secret: Sequence[Key],
 ) -> tuple[Updates, dict[str, Array]]:
     """Every client half in order; what clients remember is filed under ``{position}.{name}``."""
-    remembered: dict[str, Array] = {}
+    remembered, bound = dict[str, Array](), math.inf
     for i, (transform, settings) in enumerate(zip(transforms, plan.settings, strict=True)):
         rows = Streams(updates.clients, partial(plan.key.child, "transform", i))
         own = Streams(secret, methodcaller("child", "transform", i))
         updates, kept = transform.encode(
-            updates, settings, memory.part(str(i)), Draws(plan.key.child("transform", i), rows, own)
+            updates, settings, memory.part(str(i)), Draws(plan.key.child("transform", i), rows, own, bound)
         )
+        bound = transform.norm_bound(bound, settings)
         remembered |= {f"{i}.{name}": value for name, value in kept.items()}
     return updates, remembered
 

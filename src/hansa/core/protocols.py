@@ -8,6 +8,7 @@ parameters. Most parts need two or three of the methods; the records in ``core/c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -90,6 +91,7 @@ class Draws(NamedTuple):
     shared: Key  # the same for every client and for the server
     rows: Sequence[Key]  # a client's own
     secret: Sequence[Key]  # a client's own, unknown to the server
+    norm_bound: float = math.inf  # what the stages before prove of a row's L2 norm
 
 
 class Aggregate(NamedTuple):

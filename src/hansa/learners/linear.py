@@ -17,9 +17,10 @@ from hansa.core.protocols import Array
 from hansa.data.block import Block
 from hansa.learners.batches import batches, num_steps
 from hansa.learners.checks import check_features, check_labels, refuse_corrections
+from hansa.learners.dp_sgd import Noise, factors, poisson_batches, steps_of
 from hansa.learners.scores import evaluated, labels, logistic_loss, probabilities, sigmoid
 from hansa.learners.steps import Steps
-from hansa.local_training import Correction, Fitted, LocalTraining
+from hansa.local_training import DPSGD, Correction, Fitted, LocalTraining
 from hansa.metrics import Metric, Metrics
 
 Floats = npt.NDArray[np.float32]
@@ -73,6 +74,7 @@ class LinearLearner:
     corrections = frozenset({"linear", "strength", "anchor", "trainable"})
     reports_loss = True
     batches_clients = True
+    protects_records = True  # it can train by DPSGD
 
     def __init__(
         self,
@@ -140,6 +142,8 @@ class LinearLearner:
         if block is None:
             raise InputError("LinearLearner: expected clients of one form, found others; run federation.check_data")
         stack = _Stack(block, local.batch_size)
+        if isinstance(local.optimizer, DPSGD):
+            return self._fit_privately(params, stack, local, correction, keys)
         result = np.array(params, dtype=np.float32)
         current, who, optimizer = result, np.arange(len(result)), Steps(local, correction, result)
         losses, weights = np.zeros(len(result)), np.zeros(len(result))
@@ -158,6 +162,31 @@ class LinearLearner:
         result[who] = current
         seen = np.where(weights > 0, losses / np.where(weights > 0, weights, 1), np.nan)
         return Fitted(result, num_steps(stack.sizes, local), stack.sizes, seen)
+
+    def _fit_privately(
+        self, params: Array, stack: _Stack, local: LocalTraining, correction: Correction, keys: Sequence[Key]
+    ) -> Fitted:
+        """Steps by DP-SGD. A record's gradient is the outer product of the scores' slope and (x, 1), so is its norm."""
+        current, noise = np.array(params, dtype=np.float32), Noise(local, stack.sizes, keys)
+        optimizer = Steps(local, correction, current)
+        outputs, split, everyone = self._num_outputs, self._num_outputs * self.num_features, np.arange(len(current))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for step, (rows, real) in enumerate(poisson_batches(keys, stack.sizes, local)):
+                x, y, weight = stack.batch(rows, real, everyone)
+                weights, bias = current[:, :split].reshape(len(current), outputs, -1), current[:, split:, None]
+                slope = self._loss(weights @ x.swapaxes(1, 2) + bias, y)[1].astype(np.float64) * weight[:, None]
+                wide = x.astype(np.float64)
+                norms = np.sqrt(np.einsum("nob,nob->nb", slope, slope) * (np.einsum("nbf,nbf->nb", wide, wide) + 1))
+                scale = np.where(real, factors(norms, noise.clipping_norm), 0.0)
+                slope = np.where(scale[:, None] > 0, slope * scale[:, None], 0.0)
+                wide = np.where(scale[:, :, None] > 0, wide, 0.0)
+                sums = np.concatenate([(slope @ wide).reshape(len(current), split), slope.sum(axis=2)], axis=1)
+                noisy = np.stack([noise.gradient(i, step, own) for i, own in enumerate(sums)])
+                gradient = noisy.astype(np.float32)
+                gradient[:, :split] += self.l2 * current[:, :split]
+                optimizer.apply(current, gradient)
+        steps = np.full(len(current), steps_of(local), np.int64)
+        return Fitted(current, steps, stack.sizes, np.full(len(current), np.nan))
 
     def _gradient(self, params: Floats, x: Floats, y: Floats, weight: Floats) -> tuple[Floats, npt.NDArray[np.float64]]:
         """The gradient (n, num_params) of each client's mean loss, and its sum of losses (n,).

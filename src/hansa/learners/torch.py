@@ -63,6 +63,7 @@ class TorchLearner:
 
     corrections = frozenset({"linear", "strength", "anchor", "trainable", "models"})
     reports_loss = True
+    protects_records = True  # it can train by DPSGD
     gives_change = True
 
     def __init__(

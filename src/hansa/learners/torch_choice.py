@@ -24,7 +24,9 @@ from hansa.learners.torch_layers import chain_of
 from hansa.learners.torch_loop import Loop
 from hansa.learners.torch_losses import NamedLoss, OwnLoss
 from hansa.learners.torch_module import FlatModel
+from hansa.learners.torch_private import PrivateLoop
 from hansa.learners.torch_vmap import Mapped
+from hansa.local_training import protects_records
 
 _LOG = logging.getLogger("hansa")
 _TRIAL_STEPS = 2
@@ -41,13 +43,15 @@ class Trainer:
         self, flat: FlatModel, loss: NamedLoss | OwnLoss, others: Others, forced: bool | None, is_lower: bool = False
     ) -> None:
         self._flat, self._loss, self._others, self._forced, self._is_lower = flat, loss, others, forced, is_lower
-        self._loop = Loop(flat, loss, others)
+        self._loop, self._private = Loop(flat, loss, others), PrivateLoop(flat, loss, others)
         self._said: set[str] = set()
         self.choices: MutableMapping[str, str] = {}  # by situation: "loop" or "batched"
         self._chain = None if is_lower else chain_of(flat, loss)
 
     def fit(self, job: Job, out: Tensor) -> Losses:
         """Train every client of the job into its row of ``out``; the mean loss that each has seen (num_clients,)."""
+        if protects_records(job.local.optimizer):
+            return self._private.fit(job, out)
         if self._forced is False or (job.sizes > 0).sum() < 2 or len(job.sizes) < 2:
             return self._loop.fit(job, out)
         situation = _situation(job) + (", in bfloat16" if self._is_lower else "")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hansa.local_training import SGD, Adam, LocalTraining
+from hansa.local_training import DPSGD, SGD, Adam, LocalTraining
 
 
 class Terms(NamedTuple):
@@ -94,7 +94,7 @@ class Steps:
         if self._trainable is not None:
             torch._foreach_mul_(gradient, self._trainable)
 
-    def _sgd(self, sgd: SGD, gradient: list[Tensor]) -> list[Tensor]:
+    def _sgd(self, sgd: SGD | DPSGD, gradient: list[Tensor]) -> list[Tensor]:
         if self._momentum is None:
             return gradient
         torch._foreach_mul_(self._momentum, sgd.momentum)

@@ -24,7 +24,7 @@ from hansa.learners.torch_module import FlatModel
 from hansa.learners.torch_substitutes import Substitutes
 
 
-class _Objective(nn.Module):
+class Objective(nn.Module):
     """The loss of one client as a module, so that the model's tensors can be exchanged for those of each client."""
 
     def __init__(self, loss: NamedLoss | OwnLoss, model: nn.Module, others: Mapping[str, nn.Module]) -> None:
@@ -49,7 +49,7 @@ class Mapped:
 
     def __init__(self, flat: FlatModel, loss: NamedLoss | OwnLoss, others: Mapping[str, FlatModel]) -> None:
         self._flat, self._can_mask = flat, loss.can_mask
-        self._objective = _Objective(loss, flat.module, {name: other.module for name, other in others.items()})
+        self._objective = Objective(loss, flat.module, {name: other.module for name, other in others.items()})
         self._names = [f"model.{name}" for name in flat.parameter_names]
         self._buffers: dict[str, Tensor] = {}
         self._streams: list[torch.Generator] | None = None

@@ -32,6 +32,8 @@ def in_the_clear(federation: Federation, slot: Slot) -> str:
     aggregator = federation.parts(slot).aggregator
     if not getattr(aggregator, "reveals_rows", True):
         return f"{type(aggregator).__name__}: the server sees the sum only"
+    if federation.is_locally_private:
+        return "noise of this client's own: the server sees the noisy update"
     return UNPROTECTED if slot.task == "train" else "none: the server sees these sums"
 
 

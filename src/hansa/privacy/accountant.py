@@ -76,17 +76,23 @@ Sampling = Everyone | PoissonSampling | FixedSizeSampling | Turn
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Gaussian noise of standard deviation ``noise_multiplier * sensitivity``, published ``times`` times."""
+    """Noise published ``times`` times: Gaussian of standard deviation ``noise_multiplier * sensitivity`` (in L2).
+
+    ``noise="laplace"``: of scale ``noise_multiplier * sensitivity`` in L1, and of units that are not sampled.
+    """
 
     noise_multiplier: float
     times: int = 1
     sampling: Sampling = Everyone()
+    noise: Literal["gaussian", "laplace"] = "gaussian"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
             raise InputError(f"Release(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
         if self.times < 0:
             raise InputError(f"Release(times=): expected 0 or more, found {self.times}")
+        if self.noise == "laplace" and isinstance(self.sampling, PoissonSampling | FixedSizeSampling):
+            raise InputError(f'Release(noise="laplace"): expected units that are not sampled, found {self.sampling}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +122,22 @@ def cost(
 
     ``best`` is the closed form where nobody is sampled, else PLD, else (cohorts of fixed size) RDP; sensitivity is
     that of one unit's contribution, and replacing one counts twice of it. A PLD is rounded up to multiples of
-    ``interval``. Raises ``InputError`` for a cohort of fixed size whose neighbours are not "replace one", and where
-    dp-accounting is needed and not installed.
+    ``interval``. ``delta=0`` is for Laplace noise alone, whose epsilons add up. Raises ``InputError`` for a cohort of
+    fixed size whose neighbours are not "replace one", and where dp-accounting is needed and not installed.
 
     >>> print(cost([Release(noise_multiplier=2.0)], 1e-5))
     epsilon 1.993 at delta 1.0e-05 (neighbours: add or remove one; exact)
     """
-    if not 0 < delta < 1:
-        raise InputError(f"delta: expected between 0 and 1, found {delta}")
     paid = _worst_turns([release for release in releases if release.times])
+    is_pure = delta == 0 and bool(paid) and all(release.noise == "laplace" for release in paid)
+    if not (0 < delta < 1 or is_pure):
+        raise InputError(f"delta: expected between 0 and 1, found {delta}")
     if not paid:
         return Cost(epsilon=0.0, delta=delta, neighbours=neighbours, accountant="exact")
-    if accountant == "best" and all(isinstance(release.sampling, Everyone) for release in paid):
+    if is_pure:
+        return Cost(epsilon=_pure(paid, neighbours), delta=0.0, neighbours=neighbours, accountant="sum")
+    all_come = all(isinstance(release.sampling, Everyone) for release in paid)
+    if accountant == "best" and all_come and all(release.noise == "gaussian" for release in paid):
         return Cost(epsilon=_closed(paid, delta, neighbours), delta=delta, neighbours=neighbours, accountant="exact")
     is_fixed = any(isinstance(release.sampling, FixedSizeSampling) for release in paid)
     if is_fixed and neighbours != "replace one":
@@ -136,7 +146,10 @@ def cost(
             f"found {neighbours!r}; sample by PoissonSampling to add or remove one"
         )
     name = ("RDP" if is_fixed else "PLD") if accountant == "best" else accountant
-    epsilon = _accountant(name, neighbours, interval).compose(_event(paid)).get_epsilon(delta)
+    relation = neighbours
+    if neighbours == "replace one" and all_come:  # twice the sensitivity is half the noise: dp-accounting's Laplace
+        relation, paid = "add or remove one", [replace(one, noise_multiplier=one.noise_multiplier / 2) for one in paid]
+    epsilon = _accountant(name, relation, interval).compose(_event(paid)).get_epsilon(delta)
     return Cost(epsilon=float(epsilon), delta=delta, neighbours=neighbours, accountant=name)
 
 
@@ -194,13 +207,20 @@ def _closed(releases: Sequence[Release], delta: float, neighbours: Neighbours) -
     return gaussian.epsilon(delta, 1.0 / together, 1)
 
 
+def _pure(releases: Sequence[Release], neighbours: Neighbours) -> float:
+    """The epsilons of Laplace mechanisms add up (Dwork and Roth 2014, theorem 3.16)."""
+    size = 2.0 if neighbours == "replace one" else 1.0
+    return sum(release.times * size / release.noise_multiplier for release in releases)
+
+
 def _event(releases: Sequence[Release]) -> Any:
     """The releases in dp-accounting's words."""
     from dp_accounting import dp_event
 
     found = []
     for release in releases:
-        event: Any = dp_event.GaussianDpEvent(release.noise_multiplier)
+        made = dp_event.GaussianDpEvent if release.noise == "gaussian" else dp_event.LaplaceDpEvent
+        event: Any = made(release.noise_multiplier)
         match release.sampling:
             case PoissonSampling(rate) if rate < 1:
                 event = dp_event.PoissonSampledDpEvent(rate, event)

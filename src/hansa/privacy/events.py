@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from hansa.core.errors import InputError
 from hansa.privacy import accountant
@@ -68,8 +68,65 @@ class MatrixEvent:
             raise InputError(f"MatrixEvent(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
 
 
-Event = GaussianEvent | MatrixEvent
-_KINDS: Mapping[str, type[Any]] = {"gaussian": GaussianEvent, "matrix": MatrixEvent}
+@dataclass(frozen=True, kw_only=True)
+class LocalEvent:
+    """A report that its client made noisy before it left: whatever its data, the report may have come from any other.
+
+    ``noise`` is Gaussian of standard deviation, or Laplace of scale, ``noise_multiplier`` times the bound on one
+    report's norm (L2, or L1). Any two reports are twice the bound apart, hence neighbours that replace one.
+
+    >>> event = LocalEvent(noise="laplace", noise_multiplier=8.0)
+    >>> print(cost([event] * 4, 0.0))
+    epsilon 1 at delta 0.0e+00 (neighbours: replace one; sum)
+    """
+
+    noise_multiplier: float
+    noise: Literal["gaussian", "laplace"] = "gaussian"
+    sampling: Sampling = field(default_factory=Everyone)
+
+    unit = "report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordEvent:
+    """``num_steps`` noisy sums of the clipped gradients of one client's records, each with noise of its own.
+
+    >>> print(cost([RecordEvent(noise_multiplier=4.0, num_steps=2)] * 2, 1e-5))
+    epsilon 1.993 at delta 1.0e-05 (neighbours: zero out one; exact)
+    """
+
+    noise_multiplier: float
+    num_steps: int
+    sampling: Sampling = field(default_factory=Everyone)
+
+    unit = "record"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordBudgetEvent:
+    """One round of ``num_rounds`` over which every client keeps its records to (``epsilon``, ``delta``) by itself.
+
+    Each has sized its noise for its own number of records, which nobody else knows; so a part of the rounds is counted
+    as all of them, and more rounds than planned, or a smaller delta, are not covered.
+
+    >>> event = RecordBudgetEvent(epsilon=1.0, delta=1e-4, num_rounds=3)
+    >>> cost([event], 1e-4).epsilon, cost([event] * 4, 1e-4).epsilon
+    (1.0, inf)
+    """
+
+    epsilon: float
+    delta: float
+    num_rounds: int
+    sampling: Sampling = field(default_factory=Everyone)
+
+    unit = "record"
+
+
+Event = GaussianEvent | MatrixEvent | LocalEvent | RecordEvent | RecordBudgetEvent
+_KINDS: Mapping[str, type[Any]] = {
+    "gaussian": GaussianEvent, "matrix": MatrixEvent, "local": LocalEvent, "record": RecordEvent,
+    "record budget": RecordBudgetEvent,
+}  # fmt: skip
 
 
 Events = Iterable[Event] | Mapping[Event, int]  # one by one, or how often each
@@ -84,19 +141,28 @@ def releases(events: Events) -> list[Release]:
     found: list[Release] = []
     runs: dict[tuple[Mechanism, float], list[tuple[int, int | None, int]]] = {}
     for event, times in Counter(events).items():
+        if isinstance(event, RecordBudgetEvent):
+            raise InputError("releases: expected noise whose size is known, found a client's own; ask for its cost")
         if isinstance(event, MatrixEvent):
             rows = runs.setdefault((event.mechanism, event.noise_multiplier), [])
             rows.append((event.round, _group(event), times))
-        else:
-            found.append(Release(noise_multiplier=event.noise_multiplier, times=times, sampling=event.sampling))
-    for (mechanism, noise_multiplier), rows in runs.items():
-        times_of, groups = Counter[int](), dict[int, int | None]()
-        for number, group, times in rows:
-            times_of[number] += times
-            groups[number] = group if groups.get(number, group) == group else None
-        part = mechanism.sensitivity_of(tuple(groups[number] for number in sorted(groups))) / mechanism.sensitivity
-        found.append(Release(noise_multiplier=noise_multiplier / part, times=max(times_of.values())))
-    return found
+            continue
+        count = event.num_steps * times if isinstance(event, RecordEvent) else times
+        noise = event.noise if isinstance(event, LocalEvent) else "gaussian"
+        found.append(
+            Release(noise_multiplier=event.noise_multiplier, times=count, sampling=event.sampling, noise=noise)
+        )
+    return found + [_whole(mechanism, multiplier, rows) for (mechanism, multiplier), rows in runs.items()]
+
+
+def _whole(mechanism: Mechanism, noise_multiplier: float, rows: Sequence[tuple[int, int | None, int]]) -> Release:
+    """The one release that rounds of a matrix mechanism are: (round, whose turn, how often) of each."""
+    times_of, groups = Counter[int](), dict[int, int | None]()
+    for number, group, times in rows:
+        times_of[number] += times
+        groups[number] = group if groups.get(number, group) == group else None
+    part = mechanism.sensitivity_of(tuple(groups[number] for number in sorted(groups))) / mechanism.sensitivity
+    return Release(noise_multiplier=noise_multiplier / part, times=max(times_of.values()))
 
 
 def _group(event: MatrixEvent) -> int | None:
@@ -109,7 +175,7 @@ def _group(event: MatrixEvent) -> int | None:
 
 def neighbours_of(events: Events) -> Neighbours:
     """The neighbouring relation that holds for all of them: only a coin of one's own hides that one is there."""
-    if any(isinstance(event.sampling, FixedSizeSampling) for event in events):
+    if any(isinstance(event, LocalEvent) or isinstance(event.sampling, FixedSizeSampling) for event in events):
         return "replace one"
     sampled = [isinstance(event.sampling, PoissonSampling) for event in events]
     return "add or remove one" if sampled and all(sampled) else "zero out one"
@@ -121,7 +187,21 @@ def cost(events: Events, delta: float, **options: Any) -> Cost:
     >>> print(cost([GaussianEvent(noise_multiplier=2.0)] * 4, 1e-5))
     epsilon 4.377 at delta 1.0e-05 (neighbours: zero out one; exact)
     """
-    return accountant.cost(releases(events), delta, **{"neighbours": neighbours_of(events), **options})
+    counted = Counter(events)
+    budgets = {event: times for event, times in counted.items() if isinstance(event, RecordBudgetEvent)}
+    if not counted or budgets:
+        epsilon = _promised(budgets, len(budgets) == len(counted), delta)
+        return Cost(epsilon=epsilon, delta=delta, neighbours="zero out one", accountant="each client's own")
+    return accountant.cost(releases(counted), delta, **{"neighbours": neighbours_of(counted), **options})
+
+
+def _promised(budgets: Mapping[RecordBudgetEvent, int], are_all: bool, delta: float) -> float:
+    """What rounds cost of which only the budget of all of them is known; infinite where it does not cover them."""
+    if not budgets:
+        return 0.0
+    (event, times), *others = budgets.items()
+    is_covered = are_all and not others and times <= event.num_rounds and delta >= event.delta
+    return event.epsilon if is_covered else math.inf
 
 
 def calibrated(planned: Mapping[Event, int], epsilon: float, delta: float, **options: Any) -> float:
@@ -132,9 +212,13 @@ def calibrated(planned: Mapping[Event, int], epsilon: float, delta: float, **opt
     """
 
     def with_noise(noise_multiplier: float) -> list[Release]:
-        return releases({replace(e, noise_multiplier=noise_multiplier): times for e, times in planned.items()})
+        return releases({_with_noise(e, noise_multiplier): times for e, times in planned.items()})
 
     return accountant.calibrated(with_noise, epsilon, delta, **{"neighbours": neighbours_of(planned), **options})
+
+
+def _with_noise(event: Event, noise_multiplier: float) -> Event:
+    return event if isinstance(event, RecordBudgetEvent) else replace(event, noise_multiplier=noise_multiplier)
 
 
 def as_json(event: Event) -> dict[str, Any]:
@@ -169,7 +253,10 @@ __all__ = [
     "Event",
     "Events",
     "GaussianEvent",
+    "LocalEvent",
     "MatrixEvent",
+    "RecordBudgetEvent",
+    "RecordEvent",
     "as_json",
     "calibrated",
     "cost",

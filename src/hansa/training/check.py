@@ -14,7 +14,8 @@ from hansa.core.errors import InputError
 from hansa.core.protocols import Memory
 from hansa.federation import Federation, Idle
 from hansa.runtimes.costs import report_bytes
-from hansa.training.privacy import bound, noise_of
+from hansa.training.local_privacy import local_problems
+from hansa.training.privacy import bound
 from hansa.training.schedule import Schedule
 from hansa.wire import pack
 
@@ -22,10 +23,12 @@ from hansa.wire import pack
 def problems(federation: Federation, schedule: Schedule, num_clients: int | None = None) -> list[Problem]:
     """Everything that does not fit, each with the line to paste. ``num_clients`` is the population's, if known."""
     count = num_clients or schedule.cohort_size or 1
-    own = bound(federation, schedule, count)
+    found = local_problems(federation, schedule)
+    own = federation if found else bound(federation, schedule, count)  # noise that does not fit cannot be sized
     size = own.update_size() or own.learner.layout.num_params
     settings = [t.settings(t.init(size)) for t in own.transforms]
-    found = core.check(own.transforms, own.aggregator, settings, prepared=bool(own.prepare))
+    sends_sums = not all(getattr(preparation, "is_public", False) for preparation in own.prepare)
+    found += core.check(own.transforms, own.aggregator, settings, prepared=sends_sums)
     return found + _learner(own) + _schedule(federation, schedule, num_clients)
 
 
@@ -88,7 +91,9 @@ def _schedule(federation: Federation, schedule: Schedule, num_clients: int | Non
             found.append(
                 Problem(f"{name} needs {needed} clients a round, and {cohort} take part.", f"cohort_size={needed}")
             )
-        noise = noise_of(federation)
+        noise: Any = next(
+            (t for t in federation.transforms if hasattr(t, "delta")), None
+        )  # of records, each client checks
         if noise is not None and noise.delta is not None and noise.delta >= 1 / num_clients:
             found.append(
                 Problem(
@@ -106,6 +111,8 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
     size = federation.update_size() or federation.learner.layout.num_params
     rows: list[dict[str, Any]] = []
     for preparation in federation.prepare:
+        if getattr(preparation, "is_public", False):
+            continue
         name = type(preparation).__name__
         rows.append(
             {"what": f"sums for {name} (no row)", "bytes": None, "most": False, "when": "once", "reader": reader}
@@ -114,6 +121,7 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
     clipped = ", clipped" if math.isfinite(norm_bound(federation.transforms, settings)) else ""
     columns = [name for t in federation.transforms for name in getattr(t, "tail_names", ())]
     clipped += f", and {' and '.join(columns)}" if columns else ""
+    clipped += ", with the client's own noise" if federation.is_locally_private else ""
     rows.append(
         {
             "what": f"update: {size:,} numbers{clipped}",

@@ -159,8 +159,8 @@ class Loop:
 
     def _refuse_unfit(self) -> None:
         """Say before round 0 what buffered rounds cannot run with."""
-        buffer, runtime = self.schedule.buffer, self.runtime
-        if buffer is None:
+        runtime = self.runtime
+        if (buffer := self.schedule.buffer) is None:
             return
         if not is_timed(runtime):
             raise InputError(
@@ -194,6 +194,8 @@ class Loop:
 
     def _prepare(self, number: int, point: Checkpoint) -> Array:
         """The pooled sums of one preparation, over every client."""
+        if getattr(self.federation.prepare[number], "is_public", False):
+            return np.zeros(0)
         parts = self.federation.task("prepare", number)
         empty = ServerState({}, ())
         for attempt in itertools.count():
@@ -246,7 +248,7 @@ class Loop:
             history=(*point.history, row),
             traffic=(up, down),
             stopped=stop,
-            scored_on=point.scored_on or (self._scored_on() if scores is not None else ""),
+            scored_on=point.scored_on or ("" if scores is None else self._scored_on()),
             ledger=self.ledger.entries,
         )
         if is_clocked(self.runtime) and self.schedule.every_s:

@@ -11,15 +11,19 @@ from typing import Any
 
 from hansa.aggregators.mean import Mean
 from hansa.core import round as core
+from hansa.core.errors import RunError
 from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Plan, Updates
 from hansa.core.round import Context, ServerState
 from hansa.core.tasks import Parts
 from hansa.federation import Federation
+from hansa.learners.dp_sgd import steps_of
+from hansa.local_training import DPSGD, local_training
 from hansa.privacy import events
 from hansa.privacy.accountant import Everyone, Neighbours, PoissonSampling, Release, Sampling, Turn, cost
 from hansa.privacy.events import Event
 from hansa.privacy.ledger import Entry, Ledger
+from hansa.training.local_privacy import record_noise
 from hansa.training.schedule import Schedule
 
 Combine = Callable[..., tuple[ServerState, Aggregate]]
@@ -32,8 +36,25 @@ _GROWTH = 1.1
 
 
 def noise_of(federation: Federation) -> Any:
-    """The transform that adds noise on the server, or None."""
-    return next((t for t in federation.transforms if getattr(t, "adds_noise", False)), None)
+    """What adds noise: the transform that does, or the clients' DP-SGD, or None."""
+    found = next((t for t in federation.transforms if getattr(t, "adds_noise", False)), None)
+    found = found or next((t for t in federation.transforms if getattr(t, "adds_local_noise", False)), None)
+    return found or record_noise(federation)
+
+
+def bound_locally(federation: Federation, schedule: Schedule) -> Federation:
+    """The federation with clients' own noise sized for the planned rounds: each client does this for itself."""
+    optimizer = getattr(federation.algorithm, "client_optimizer", None)
+    if isinstance(optimizer, DPSGD) and optimizer.epsilon is not None:
+        steps = schedule.num_rounds * steps_of(local_training(federation.algorithm, 0))
+        algorithm = replace(federation.algorithm, client_optimizer=replace(optimizer, num_steps=steps))
+        return replace(federation, algorithm=algorithm)
+    if any(getattr(t, "adds_local_noise", False) for t in federation.transforms):
+        transforms = tuple(
+            _calibrated(t, schedule, 1) if getattr(t, "adds_local_noise", False) else t for t in federation.transforms
+        )
+        return replace(federation, transforms=transforms)
+    return federation
 
 
 def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Federation:
@@ -41,7 +62,9 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
 
     A mean without noise keeps its own denominator, the weights that come.
     """
-    if noise_of(federation) is None:
+    if federation.is_locally_private:
+        federation = bound_locally(federation, schedule)
+    if not any(getattr(t, "adds_noise", False) for t in federation.transforms):
         return federation
     transforms = tuple(
         _calibrated(_planned(t, schedule), schedule, num_clients) if getattr(t, "adds_noise", False) else t
@@ -79,7 +102,10 @@ def sampling_of(schedule: Schedule, num_clients: int, number: int) -> Sampling:
 def coming(noise: Any, schedule: Schedule, num_clients: int, number: int) -> Event:
     """What round ``number`` will release, with ``num_clients`` to draw from."""
     event: Event = noise.event(number, schedule.num_rounds)
-    return events.with_sampling(event, sampling_of(schedule, num_clients, number))
+    sampling = sampling_of(schedule, num_clients, number)
+    if _is_local(event) and not isinstance(sampling, Turn):
+        sampling = Everyone()  # the server sees who reports: no chance hides it
+    return events.with_sampling(event, sampling)
 
 
 def planned(noise: Any, schedule: Schedule, num_clients: int) -> list[Event]:
@@ -102,6 +128,11 @@ class Accounts:
         if self.noise is None:
             return combine
         event = coming(self.noise, self.schedule, num_clients, number)
+        if _is_local(event):  # clients release by reporting, even in an attempt that comes to nothing
+            if attempt and not self._affords(event, number, attempt, num_clients):
+                raise RunError(f"round {number}: another attempt would cost clients more than epsilon; begin anew")
+            self.ledger.add(self._local_entry(event, number, attempt))
+            return combine
 
         def noted(
             parts: Parts,
@@ -140,8 +171,16 @@ class Accounts:
         """Whether round ``number`` keeps to the noise's budget, if it has one."""
         if self.noise is None or self.noise.budget is None:
             return True
+        return self._affords(coming(self.noise, self.schedule, num_clients, number), number, 0, num_clients)
+
+    def _affords(self, event: Event, number: int, attempt: int, num_clients: int) -> bool:
+        """Whether a release more keeps to the budget; one that is in the ledger already, after a crash, is none."""
+        if self.noise.budget is None:
+            return True
+        if _is_local(event) and self._local_entry(event, number, attempt) in self.ledger.entries:
+            return True
         then = Counter(self.ledger.counted)
-        then[coming(self.noise, self.schedule, num_clients, number)] += 1
+        then[event] += 1
         if not any(isinstance(event.sampling, PoissonSampling) for event in then):
             return self._keeps(then)  # a closed form
         foreseen = self._foreseen(num_clients)
@@ -149,6 +188,11 @@ class Accounts:
         if self._keeps(whole):
             return True
         return whole is not then and self._keeps(then)
+
+    def _local_entry(self, event: Event, number: int, attempt: int) -> Entry:
+        """The entry of all reports of an attempt, whose noise comes from secrets that the server does not know."""
+        own = Key.of(f"clients' own noise in round {number}, attempt {attempt}")
+        return Entry.of("train", number, attempt, own, (), event)
 
     def _keeps(self, counted: Counter[Event]) -> bool:
         budget: float = self.noise.budget
@@ -173,6 +217,11 @@ def _expected(schedule: Schedule, num_clients: int) -> float:
     if schedule.cohort_size is None and schedule.buffer is None:
         return max(1.0, num_clients / schedule.num_groups)
     return schedule.num_counted(num_clients)
+
+
+def _is_local(event: Event) -> bool:
+    """Whether clients release it, by reporting."""
+    return getattr(event, "unit", "client") != "client"
 
 
 def _calibrated(noise: Any, schedule: Schedule, num_clients: int) -> Any:

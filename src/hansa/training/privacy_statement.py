@@ -7,6 +7,7 @@ setting, the unit, the neighbouring relation, the accountant, what is released, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from hansa.federation import Federation
 from hansa.privacy import events
 from hansa.privacy.accountant import PoissonSampling, Turn
 from hansa.privacy.events import Event, MatrixEvent
+from hansa.training.local_privacy import facts_of
 from hansa.training.privacy import noise_of
 
 _DELTAS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -27,6 +29,8 @@ _ACCOUNTANTS = {
     "exact": "exact composition of Gaussian mechanisms (Balle and Wang 2018)",
     "PLD": "privacy loss distributions (dp-accounting)",
     "RDP": "Renyi differential privacy (dp-accounting)",
+    "sum": "pure epsilons added up (Dwork and Roth 2014, theorem 3.16)",
+    "each client's own": "each client's own, for its number of records (privacy loss distributions, dp-accounting)",
 }
 
 
@@ -40,35 +44,26 @@ def statement(
     noise = noise_of(federation)
     if noise is None:
         return None
-    relation = events.neighbours_of(released)
-    figures = [_figure(released, delta) for delta in _deltas(noise.delta, num_clients)]
+    figures = _figures(released, noise.delta, num_clients)
     main = figures[0] if noise.delta is None or not figures else next(f for f in figures if f["delta"] == noise.delta)
     accountant = _ACCOUNTANTS[main["accountant"]]
     count = released.total()
-    sizes = sorted({event.noise_multiplier for event in released})
+    sizes = sorted({event.noise_multiplier for event in released if hasattr(event, "noise_multiplier")})
     noises = f"noise multiplier {', '.join(f'{size:.4g}' for size in sizes)}, " if sizes else ""
     together = _together(released)
     spent = f"epsilon {main['epsilon']:.3g} at delta {main['delta']:.1g}"
-    facts = {
-        "setting": "central: the server adds the noise, and sees each client's clipped update before it",
-        "unit": "one client, with all its data and all its rounds",
-        "neighbours": _RELATIONS[relation],
-        "sampling": _sampling(released),
-        "accountant": accountant,
-        "released": f"{count} noisy sums, {type(noise).__name__}{together}: every released model, and all that is made "
-        "of them",
-        "not covered": "who took part, sizes and times in the run directory, which is the server's own; other runs on "
-        "the same data, those that chose the settings among them, add to this",
-    }
-    if together:
-        facts["not covered"] += "; checkpoints, which hold the noise that later rounds take back"
+    facts = {"sampling": _sampling(released), "accountant": accountant}
+    is_local = federation.is_locally_private
+    facts |= facts_of(noise, count) if is_local else _central_facts(noise, released)
+    title, trust = facts.pop("title"), facts.pop("trust")
     if simulated:
         facts["simulation"] = "noise and sampling came from the run's seed: whoever knows the seed can remove the noise"
+    unit = facts["unit"] if is_local else "one client"
+    times = "rounds" if is_local else "releases"
     text = (
-        f"Central noise on the mean of clipped updates, {noises}{count} releases{together}: {spent} "
-        f"({_tier(main['epsilon'])}). "
-        f"Unit: one client; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
-        f"accountant: {accountant}. The server sees each client's clipped update before the noise."
+        f"{title}, {noises}{count} {times}{together}: {spent} ({_tier(main['epsilon'])}). "
+        f"Unit: {unit}; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
+        f"accountant: {accountant}. {trust}"
     )
     return {
         "statement": text,
@@ -77,6 +72,42 @@ def statement(
         "facts": facts,
         "epsilons": figures,
     }
+
+
+def _central_facts(noise: Any, released: Counter[Event]) -> dict[str, str]:
+    """What is said of noise that the server adds."""
+    together = _together(released)
+    not_covered = (
+        "who took part, sizes and times in the run directory, which is the server's own; other runs on "
+        "the same data, those that chose the settings among them, add to this"
+    )
+    if together:
+        not_covered += "; checkpoints, which hold the noise that later rounds take back"
+    return {
+        "title": "Central noise on the mean of clipped updates",
+        "setting": "central: the server adds the noise, and sees each client's clipped update before it",
+        "unit": "one client, with all its data and all its rounds",
+        "neighbours": _RELATIONS[events.neighbours_of(released)],
+        "released": f"{released.total()} noisy sums, {type(noise).__name__}{together}: every released model, and all "
+        "that is made of them",
+        "not covered": not_covered,
+        "trust": "The server sees each client's clipped update before the noise.",
+    }
+
+
+def _figures(released: Counter[Event], own: float | None, num_clients: int) -> list[dict[str, Any]]:
+    """Epsilon at the run's own delta, and at those others at which there is one to be had."""
+    figures = []
+    for delta in _deltas(own, num_clients):
+        try:
+            figure = _figure(released, delta)
+        except InputError:  # Laplace noise at other deltas needs dp-accounting
+            if delta == own:
+                raise
+            continue
+        if delta == own or math.isfinite(figure["epsilon"]):  # clients' own budgets are for one delta
+            figures.append(figure)
+    return figures
 
 
 def _deltas(own: float | None, num_clients: int) -> list[float]:
@@ -88,6 +119,8 @@ def _deltas(own: float | None, num_clients: int) -> list[float]:
 def _figure(released: Counter[Event], delta: float) -> dict[str, Any]:
     """Epsilon at one delta by the best accountant, and by RDP beside it."""
     best = events.cost(released, delta)
+    if best.accountant in ("sum", "each client's own"):
+        return {"delta": delta, "epsilon": best.epsilon, "accountant": best.accountant, "rdp": None}
     try:
         beside = events.cost(released, delta, accountant="RDP").epsilon
     except InputError:  # dp-accounting is not installed, and the best is a closed form
