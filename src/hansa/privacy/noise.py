@@ -160,7 +160,7 @@ def noised(
     def add(first: int, stop: int) -> None:
         here = noise[first:stop]
         here *= deviation / step
-        here += np.rint(np.asarray(values[first:stop], np.float64) / step)
+        here += np.rint(np.asarray(values[first:stop], np.float64) * (1.0 / step))  # exact: a power of two
         np.rint(here, out=here)
         here *= step
 

@@ -212,8 +212,7 @@ class Loop:
                         f"preparation {number}: expected the sums of at least {least} clients, found too few"
                         f"{self._why(number)}"
                     ) from error
-        total: Array = state.algorithm["total"]
-        return total
+        return np.asarray(state.algorithm["total"])
 
     def _round(self, point: Checkpoint) -> Checkpoint:
         """One round: train, score, record."""
