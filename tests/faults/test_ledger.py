@@ -73,6 +73,7 @@ def noisy_site(tmp_path):
             site.join(name, rows(number))
         NetworkRuntime(site.coordinator).wait_for_clients(len(NAMES))
         yield site
+        watch(None)
 
 
 def entries_of(site):

@@ -53,11 +53,13 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
         if not (math.isfinite(chain.norm_bound(federation.transforms, settings)) and _bounds_say(federation)):
             return None
         event = _as_told(*noises[0]).event(slot.round, slot.round + 1)
-        multiplier = float(event.noise_multiplier)
-        events.releases([event])
+        multiplier = event.noise_multiplier
+        is_counted = (
+            not isinstance(multiplier, bool) and LEAST <= float(multiplier) <= MOST and events.releases([event])
+        )
     except Exception:  # numbers of a stranger's, in methods of the user's own: whatever goes wrong, there is no price
         return None
-    if not LEAST <= multiplier <= MOST:
+    if not is_counted:
         return None
     kept = HERE if getattr(noises[0][0], "is_local", False) else SERVER
     return Price(events.with_sampling(event, Everyone()), kept)

@@ -70,6 +70,9 @@ class Record:
             self._catch_up()
             if not self.entries:
                 raise self._broken("no entries")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._broken(str(error)) from error
         except BaseException:
             self._db.close()
             raise
@@ -118,6 +121,8 @@ class Record:
                 self._db.execute("BEGIN IMMEDIATE").close()
             except sqlite3.OperationalError as error:  # another process keeps it, say
                 raise RunError(f"{self.folder}: expected a record that can be written, found {error}") from error
+            except sqlite3.Error as error:
+                raise self._broken(str(error)) from error
             try:
                 self._catch_up()
                 self._begun = len(self.entries)

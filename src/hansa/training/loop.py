@@ -273,14 +273,14 @@ class Loop:
 
         As long as somebody does not answer, which may heal, or refuses for good, there is another attempt.
         """
-        refused: dict[Client, str] = {}
+        refused, spent = dict[Client, str](), set[Client]()
         number, parts, num_failed, blamed = point.next_round, self.federation.task("train"), 0, set[Client]()
         for attempt in itertools.count():
             with stage("sampling"):
                 everyone = self._population(attempt, blamed)
-                cohort = self._cohort(everyone, number, attempt)
+                cohort = self._cohort(everyone, number, attempt) if everyone or not spent else ()
             if not cohort:
-                if any(map(is_lasting, refused.values())) and not any(row.num_clients for row in point.history):
+                if spent and not any(row.num_clients for row in point.history):
                     raise all_refused(number, refused)
                 return point.state, None
             try:
@@ -291,11 +291,11 @@ class Loop:
                 refused = {r["client"]: r["reason"] for r in self.runtime.refusals() if r["round"] == number}
                 if set(refused.values()) == {"no training examples"} and set(cohort) <= set(refused) < set(everyone):
                     return point.state, None
-                spent = {client for client in cohort if is_lasting(refused.get(client, ""))}
-                if set(cohort) <= set(refused) and not error.may_heal and not spent:
+                resting = {client for client in cohort if is_lasting(refused.get(client, ""))}
+                if set(cohort) <= set(refused) and not error.may_heal and not resting:
                     raise all_refused(number, refused) from None
-                blamed |= set(error.blamed) | spent
-                num_failed += not (error.may_heal or error.blamed or spent)
+                blamed, spent = blamed | set(error.blamed) | resting, spent | resting
+                num_failed += not (error.may_heal or error.blamed or resting)
                 if num_failed == _ATTEMPTS:
                     raise RunError(
                         f"round {number}: expected enough reports in {_ATTEMPTS} attempts, found too few each time"
