@@ -287,10 +287,17 @@ def test_a_plan_costs_what_it_says_in_the_owners_own_app_without_amplification()
     assert priced(adaptive, UPDATE, (0.1, told)).event == GaussianEvent(noise_multiplier=3.0)
 
 
-def test_noise_that_the_client_adds_itself_is_told_apart():
-    local = type("Local", (hansa.GaussianNoise,), {"is_local": True})
-    found = priced(federation(transforms=(CLIP, local(noise_multiplier=1.0))), UPDATE, TOLD)
-    assert found == Price(GaussianEvent(noise_multiplier=2.0), HERE)
+class LocalNoise(hansa.GaussianNoise):
+    """Noise that a client adds itself; whoever makes such a noise says so in this attribute."""
+
+    adds_noise, adds_local_noise = False, True
+
+
+def test_noise_that_the_client_adds_itself_is_as_large_as_its_own_app_has_it():
+    local = federation(transforms=(CLIP, LocalNoise(noise_multiplier=1.0)), aggregator=hansa.Median())
+    assert priced(local, UPDATE, TOLD) == Price(GaussianEvent(noise_multiplier=1.0), HERE)
+    both = federation(transforms=(CLIP, LocalNoise(noise_multiplier=1.0), NOISE))
+    assert priced(both, UPDATE, (*TOLD, TOLD[1])).kept == HERE
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
     """The price of a plan in which this client learns; None where no finite price is known.
 
     None for exact sums (evaluation, preparations), without noise, with several noises, under a mechanism that does not
-    say what it releases, and where the chain or the aggregator bounds no client's say.
+    say what it releases, and for the server's noise where the chain or the aggregator bounds no client's say. Noise
+    that this client adds itself is as large as its own copy of the app has it.
 
     >>> import hansa
     >>> federation = Federation(
@@ -46,23 +47,27 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
     >>> priced(federation, Slot(0, 0, "update"), (None, {"noise_multiplier": 2.0})).event.noise_multiplier
     2.0
     """
-    noises = [one for one in zip(federation.transforms, settings, strict=False) if getattr(one[0], "adds_noise", False)]
-    if slot.task != "train" or len(settings) != len(federation.transforms) or len(noises) != 1:
+    transforms = federation.transforms
+    if slot.task != "train" or len(settings) != len(transforms):
         return None
+    here: list[Any] = [transform for transform in transforms if getattr(transform, "adds_local_noise", False)]
+    there: list[Any] = [
+        pair for pair in zip(transforms, settings, strict=True) if getattr(pair[0], "adds_noise", False)
+    ]
     try:
-        if not (math.isfinite(chain.norm_bound(federation.transforms, settings)) and _bounds_say(federation)):
-            return None
-        event = _as_told(*noises[0]).event(slot.round, slot.round + 1)
-        multiplier = event.noise_multiplier
-        is_counted = (
-            not isinstance(multiplier, bool) and LEAST <= float(multiplier) <= MOST and events.releases([event])
-        )
+        if here:  # whatever the server adds or tells
+            (noise,) = here
+        else:
+            ((noise, told),) = there
+            if not (math.isfinite(chain.norm_bound(transforms, settings)) and _bounds_say(federation)):
+                return None
+            noise = _as_told(noise, told)
+        event = noise.event(slot.round, slot.round + 1)
+        amount = event.noise_multiplier
+        is_counted = not isinstance(amount, bool) and LEAST <= float(amount) <= MOST and events.releases([event])
     except Exception:  # numbers of a stranger's, in methods of the user's own: whatever goes wrong, there is no price
         return None
-    if not is_counted:
-        return None
-    kept = HERE if getattr(noises[0][0], "is_local", False) else SERVER
-    return Price(events.with_sampling(event, Everyone()), kept)
+    return Price(events.with_sampling(event, Everyone()), HERE if here else SERVER) if is_counted else None
 
 
 def _as_told(noise: Any, settings: Settings) -> Any:
