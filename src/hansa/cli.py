@@ -213,6 +213,14 @@ def join(
     data: Annotated[str, typer.Option(metavar="PATH", help="For the app's load_data; or my_data.py:load.")],
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="Key, memory and sent.csv live here.")] = None,
     device: Annotated[str | None, typer.Option(help="Where torch trains, as in cuda:1.")] = None,
+    epsilon_budget: Annotated[
+        float | None,
+        typer.Option("--epsilon-budget", metavar="EPSILON", help="Most privacy to spend on these data, in all runs."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="The delta of the budget (1e-6).")] = None,
+    budget_dir: Annotated[
+        Path | None, typer.Option("--budget-dir", metavar="DIR", help="Where budgets are kept (~/.hansa/budgets).")
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for the next run after this one.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train one round, write what it would send, send nothing.")
@@ -222,9 +230,10 @@ def join(
 
     Example: [bold]hansa join @charite.token heart.py --data charite.csv[/bold]
     """
-    from hansa.commands.join import run_join
+    from hansa.commands.join import Allowance, run_join
 
-    run_join(token, app_file, data, state, device, stay, dry_run)
+    allowance = Allowance(epsilon=epsilon_budget, delta=delta, folder=budget_dir)
+    run_join(token, app_file, data, state, device, allowance, stay, dry_run)
 
 
 @app.command()

@@ -19,13 +19,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from faults.process import secret_of
 from faults.trial import Trial
 from hansa.core.errors import Abandoned
 from hansa.core.key import Key
 from hansa.core.protocols import Report
 from hansa.network import audit, journal
+from hansa.network.budget import budget_of
+from hansa.network.client_store import ClientStore
 from hansa.network.messages import read_receipt, slot_of
 from hansa.network.store import Store
+from hansa.privacy.ledger import Entry
 from hansa.training.apps import load_app
 from hansa.training.loop import Loop
 from hansa.training.privacy import bound
@@ -47,6 +51,8 @@ def everything(trial: Trial, reference: Trial | None = None) -> None:
     the_parameters_follow_from_the_reports(trial)
     nothing_temporary_is_left(trial)
     the_logs_are_whole(trial)
+    every_release_is_in_the_ledger(trial)
+    every_report_is_paid_for(trial)
     if reference is not None:
         the_bits_are_those_of(trial, reference)
 
@@ -165,6 +171,53 @@ def the_logs_are_whole(trial: Trial) -> None:
         found.append(audit.check((line.rstrip(b"\n") for line in file), authority))
     if problems := [problem for one in found for problem in one.problems]:
         raise Broken(f"the audit log is not whole: {problems[:3]}")
+
+
+def every_release_is_in_the_ledger(trial: Trial) -> None:
+    """Of a noisy run: each round that counted somebody has an entry, by the noise that its secret gives."""
+    if not trial.noisy:
+        return
+    rows = trial.query("SELECT what FROM audit WHERE kind = 'noised' ORDER BY number")
+    entries = [Entry.of_json(json.loads(what)) for (what,) in rows]
+    released = trial.query(
+        "SELECT DISTINCT round, attempt FROM slots WHERE task = 'train' AND state = 'aggregated' ORDER BY round"
+    )
+    if len(load_run(trial.folder / "run").history) != len(released) or len(entries) < len(released):
+        raise Broken(f"expected an entry for each of {released}, found {entries}")
+    for number, attempt in released:
+        clients = [
+            client
+            for (client,) in trial.query(
+                "SELECT client FROM reports JOIN slots ON slots.id = slot_id "
+                "WHERE task = 'train' AND round = ? AND attempt = ? AND status = 'accepted'",
+                number,
+                attempt,
+            )
+        ]
+        secret = Key(secret_of(f"secret train {number} {attempt}"))
+        event = next((entry.event for entry in entries if entry.round == number), None)
+        if event is None or Entry.of("train", number, attempt, secret, clients, event) not in entries:
+            raise Broken(f"round {number}, attempt {attempt} was released, and its noise is not in the ledger")
+
+
+def every_report_is_paid_for(trial: Trial) -> None:
+    """Of a noisy run: each report that the coordinator holds is in its owner's record, which is whole."""
+    if not trial.noisy:
+        return
+    for name in trial.names:
+        with closing(ClientStore(trial.folder / name)) as store:
+            budget = budget_of(str(trial.folder / "data" / f"{name}.npz"), trial.folder / "budgets", store)
+            assert budget is not None
+            paid = [entry["what"] for entry in budget.record.entries if entry["kind"] == "spent"]
+            budget.record.close()
+        sent = trial.query(
+            "SELECT slot, sha256 FROM reports JOIN slots ON slots.id = slot_id WHERE client = ? AND learn", name
+        )
+        if missing := set(sent) - {(one["slot"], one["sha256"]) for one in paid}:
+            raise Broken(f"{name} sent what its owner's budget does not know: {missing}")
+    left = [path.name for path in (trial.folder / "budgets").iterdir() if ".new" in path.name]
+    if left:
+        raise Broken(f"temporary records are left: {left}")
 
 
 def of_a_site(folder: Path) -> None:
@@ -300,8 +353,8 @@ class Archive:
             raise Broken(f"{slot}: told {sorted(told)} that they counted, a recomputation counts {sorted(counted)}")
 
     def once(self, name: str, make: Any) -> Key:
-        """No part of these federations uses the server's secret."""
-        return Key.of(name)
+        """The secret that the coordinator drew; where that was by chance, no part of the federation uses it."""
+        return Key(secret_of(name))
 
     def traffic_totals(self) -> tuple[int, int]:
         return 0, 0

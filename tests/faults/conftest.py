@@ -22,13 +22,15 @@ class Reference:
     """An undisturbed run, from nothing to its end, and a trial in which everybody has enrolled and nothing else.
 
     ``long`` is a run in which every body counts as a long one: it lies in files, and travels in parts. In ``buffered``
-    rounds are buffered ones, so that the order of arrival, which no two runs share, decides about the bits.
+    rounds are buffered ones, so that the order of arrival, which no two runs share, decides about the bits. In
+    ``noisy`` each release gets noise and each owner has a privacy budget.
     """
 
     whole: Trial
     begun: Trial
     long: Trial
     buffered: Trial
+    noisy: Trial
 
     def phases(self, name: str) -> dict[str, list[str]]:
         """Where the coordinator, or a client, comes by a fail point."""
@@ -38,7 +40,7 @@ class Reference:
 
     def _comes_by(self, name: str) -> Trial:
         """The first of the runs that comes by a fail point."""
-        for run in (self.whole, self.long):
+        for run in (self.whole, self.long, self.noisy):
             if any(name in run.reached(who) for who in (COORDINATOR, VICTIM)):
                 return run
         return self.buffered
@@ -50,13 +52,15 @@ class Reference:
         small = SHORT if self.long in runs else None
         if self.buffered in runs:
             return Trial(folder, self.whole.port, kills=kills, buffer=BUFFER)
+        if self.noisy in runs:
+            return Trial(folder, self.whole.port, kills=kills, noisy=True)
         if fresh:
             return Trial(folder, self.whole.port, kills=kills, small=small)
         return copied(self.begun, folder, kills=kills, small=small)
 
     def check(self, trial: Trial) -> None:
         """All laws of a trial that has ended; where rounds are not buffered, it has the bits of ours."""
-        checkers.everything(trial, None if trial.buffer else self.whole)
+        checkers.everything(trial, None if trial.buffer else self.noisy if trial.noisy else self.whole)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +76,10 @@ def reference():
         buffered = Trial(folder / "buffered", whole.port, trace=True, buffer=BUFFER)
         buffered.run()
         checkers.everything(buffered)
-        yield Reference(whole, begun, long, buffered)
+        noisy = Trial(folder / "noisy", whole.port, trace=True, noisy=True)
+        noisy.run()
+        checkers.everything(noisy)
+        yield Reference(whole, begun, long, buffered, noisy)
     finally:
         whole.end()
         shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -28,12 +29,17 @@ class Order:
     words: tuple[str, ...]
     kills: tuple[Point, ...] = ()
     trace: bool = False
-    seeded: bool = True  # secrets of clients follow from their names, so that two runs have the same bits
+    seeded: bool = True  # secrets follow from their names, so that two runs have the same bits
     small: int | None = None  # bytes beyond which a body counts as long, and lies and travels as such
     notes_often: bool = False  # how long slots have been open is noted at every look, not now and then
     starve: Point | None = None  # where memory runs out, once
     memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
     clock: tuple[float, ...] = ()  # seconds by which the wall clock is wrong, another one at every fail point
+
+
+def secret_of(name: str) -> bytes:
+    """What a trial's coordinator draws for a secret, so that two runs have the same noise."""
+    return hashlib.sha256(f"{COORDINATOR} {name}".encode()).digest()
 
 
 def run_process(order: Order) -> None:
@@ -138,7 +144,11 @@ class Observer:
                         _link(path, Path("archive", path.name))
             real(blobs, names)
 
-        NetworkRuntime.start, Blobs.keep_only = start, keep_only  # type: ignore[method-assign]
+        def once(runtime: Any, name: str, make: Any, *, real: Any = NetworkRuntime.once) -> Any:
+            return real(runtime, name, (lambda: secret_of(name)) if self.order.seeded else make)
+
+        NetworkRuntime.start, NetworkRuntime.once = start, once  # type: ignore[method-assign]
+        Blobs.keep_only = keep_only  # type: ignore[method-assign]
 
     def _watch_client(self) -> None:
         """Know the plan that is worked on, note receipts and models, and be quick to call again."""
@@ -163,8 +173,6 @@ class Observer:
             real(participant, released, *more)
 
         def secret(store: Any, run: str, slot: Any, *, real: Any = ClientStore.secret) -> bytes:
-            import hashlib
-
             drawn = hashlib.sha256(f"{self.order.name} {slot.task} {slot.round} {slot.attempt}".encode()).digest()
             if self.order.seeded:
                 store._fresh.setdefault((run, slot.task, slot.round, slot.attempt), drawn)

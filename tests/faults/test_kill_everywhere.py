@@ -11,13 +11,19 @@ pytestmark = pytest.mark.network
 
 # A point of the coordinator and one of a client die in one run, as most of a run's time goes into starting it; each
 # point dies alone, and in every round, in the slow matrix.
-_CLIENTS = [name for name in FAILPOINTS if name.startswith("client.")]
+_CLIENTS = [
+    name
+    for name in FAILPOINTS
+    if name.startswith("client.") and not name.startswith(("client.record.", "client.budget."))
+]
 _BUFFERED = [name for name in FAILPOINTS if name.startswith(("coordinator.buffer.", "coordinator.elapsed."))]
-_OTHERS = [name for name in FAILPOINTS if name not in (*_CLIENTS, *_BUFFERED)]
+_NOISY = [name for name in FAILPOINTS if name.startswith(("coordinator.ledger.", "client.record.", "client.budget."))]
+_OTHERS = [name for name in FAILPOINTS if name not in (*_CLIENTS, *_BUFFERED, *_NOISY)]
 _AT = _OTHERS.index("coordinator.checkpoint.renamed")
 _END, _AFTER = _OTHERS[_OTHERS.index("coordinator.slot.full") : _AT], _OTHERS[_AT:]
 _AFTER = _AFTER[: _AFTER.index("coordinator.release.cleaned") + 1]
 PAIRS = [tuple(name for name in pair if name) for pair in zip_longest(_OTHERS, _CLIENTS)]
+PAIRS.append(tuple(_NOISY))
 
 
 def one_a_task(phases):

@@ -83,6 +83,27 @@ app = hansa.App(
     holdout=0.25,
 )
 """
+_NOISY = """
+import numpy as np
+import hansa
+
+
+def load(path):
+    with np.load(path) as found:
+        return hansa.Dataset(found["x"], found["y"])
+
+
+app = hansa.App(
+    federation=hansa.Federation(
+        learner=hansa.LinearLearner(num_features=3, num_classes=2),
+        algorithm=hansa.FedAvg(client_learning_rate=0.1, local_steps=3, batch_size=4),
+        transforms=(hansa.Clip(norm=1.0), hansa.GaussianNoise(epsilon=8, delta=1e-3)),
+        aggregator=hansa.Mean(weighting="clients"),
+    ),
+    schedule=hansa.Schedule(num_rounds=NUM_ROUNDS + 1, min_clients=NUM_CLIENTS, buffer=BUFFER),
+    load_data=load,
+)
+"""
 
 
 class Failure(AssertionError):
@@ -105,10 +126,12 @@ class Trial:
         trace: bool = False,
         small: int | None = None,
         buffer: str | None = None,
+        noisy: bool = False,
     ) -> None:
         self.folder, self.port, self.names, self.seeded, self.url = folder, port, tuple(names), seeded, url
         self.kills, self.trace = dict(kills or {}), trace  # who dies at which points, once at each
         self.small = small  # bytes beyond which bodies are treated as long ones
+        self.noisy = noisy  # releases get noise, and owners have a privacy budget
         self.buffer = buffer  # options of ``Buffered``, where rounds are buffered ones
         self.starve: dict[str, Point] = {}  # whose memory runs out where, once
         self.clocks: dict[str, tuple[float, ...]] = {}  # whose wall clock is wrong, by how many seconds
@@ -121,7 +144,11 @@ class Trial:
     def _write(self, num_rounds: int) -> None:
         for part in ("data", "notes", "logs", "archive"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        source = _APP.replace("NUM_ROUNDS", str(num_rounds)).replace("NUM_CLIENTS", str(len(self.names)))
+        source = (
+            (_NOISY if self.noisy else _APP)
+            .replace("NUM_ROUNDS", str(num_rounds))
+            .replace("NUM_CLIENTS", str(len(self.names)))
+        )
         source = source.replace("BUFFER", f"hansa.Buffered({self.buffer})" if self.buffer else "None")
         (self.folder / "app.py").write_text(source)
         for number, name in enumerate(self.names):
@@ -138,6 +165,7 @@ class Trial:
             words += ("--url", self.url) if self.url else ()
         else:
             words = ("join", f"@{name}.token", "app.py", "--data", f"data/{name}.npz", "--state", name)
+            words += ("--epsilon-budget", "100", "--budget-dir", "budgets") if self.noisy else ()
         done = {(note["point"], note["phase"]) for note in self.notes(name, "kill")}
         kills = tuple(point for point in self.kills.get(name, ()) if point not in done)
         shared = {
@@ -364,5 +392,5 @@ def enrolled(folder: Path, **more: Any) -> Trial:
 def copied(trial: Trial, folder: Path, **more: Any) -> Trial:
     """Another trial that begins where ``trial`` stands; they cannot run at the same time, as they share a port."""
     shutil.copytree(trial.folder, folder, symlinks=True)
-    same = {"seeded": trial.seeded, "url": trial.url, "buffer": trial.buffer}
+    same = {"seeded": trial.seeded, "url": trial.url, "buffer": trial.buffer, "noisy": trial.noisy}
     return Trial(folder, trial.port, names=trial.names, **{**same, **more})

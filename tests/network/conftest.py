@@ -16,6 +16,7 @@ from hansa.core.round import Context, begin, server_round
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.learners.linear import LinearLearner
+from hansa.network.budget import budget_of
 from hansa.network.calls import Signed
 from hansa.network.client import Connection, run_participant
 from hansa.network.client_store import ClientStore
@@ -47,6 +48,7 @@ class Site:
 
     def __init__(self, folder: Path, federation: Federation) -> None:
         self.folder, self.federation, self.threads, self.problems = folder, federation, [], {}
+        self.budgets: dict[str, float] = {}  # epsilon by client, at a delta of 1e-3
         self.stop = threading.Event()
         self.coordinator = self.server = None
         self.open()
@@ -78,7 +80,11 @@ class Site:
 
     def participant(self, name: str, data) -> Participant:
         load = data if callable(data) else lambda: data
-        return Participant(self.federation, name, load, ClientStore(self.folder / name))
+        store, budget = ClientStore(self.folder / name), None
+        if name in self.budgets:
+            terms = {"epsilon": self.budgets[name], "delta": 1e-3}
+            budget = budget_of(str(self.folder / f"{name}.csv"), self.folder / "budgets", store, **terms)
+        return Participant(self.federation, name, load, store, budget=budget)
 
     def connect(self, name: str, store: ClientStore, on_event=None) -> Connection:
         who = Identity.of(self.folder / name) or self.enrol(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -14,9 +15,18 @@ from hansa.core.key import Key
 from hansa.core.protocols import Memory, Plan, Slot
 from hansa.core.round import Context, ServerState, begin, make_plan
 from hansa.federation import Federation, Pair
+from hansa.network.budget import DELTA, Budget
 from hansa.network.participant import in_the_clear
+from hansa.network.pricing import priced
+from hansa.privacy import events
+from hansa.privacy.events import Event
 from hansa.terminal import bytes_words, new_table
+from hansa.training.apps import App
+from hansa.training.privacy import bound
 from hansa.wire import pack_report
+
+if TYPE_CHECKING:
+    from hansa.commands.join import Allowance
 
 
 def dry_run(screen: Console, federation: Federation, name: str, load: Callable[[], Pair], folder: Path) -> None:
@@ -47,6 +57,32 @@ def dry_run(screen: Console, federation: Federation, name: str, load: Callable[[
             _write(table, out, kind, report, federation, plan)
     screen.print(table)
     screen.print(f"nothing was sent; the bodies lie in {out} (safetensors)")
+
+
+def price_once(screen: Console, app: App, budget: Budget | None, allowance: Allowance) -> None:
+    """Say what one round would cost of the owner's privacy budget, as far as this machine can know; spend nothing."""
+    if budget is None and allowance.epsilon is None:
+        return
+    federation = bound(app.federation, app.schedule, app.schedule.clients_needed)
+    train = federation.task("train")
+    state = begin(train, np.zeros(federation.learner.layout.num_params, np.float32), federation.update_size())
+    settings = make_plan(train, state, Context(Key.of("dry run")), (), Slot(0, 0, "update")).settings
+    price = priced(federation, Slot(0, 0, "update"), settings)
+    delta = budget.delta if budget and allowance.delta is None else allowance.delta or DELTA
+    epsilon = budget.epsilon if budget and allowance.epsilon is None else allowance.epsilon
+    if price is None:
+        screen.print(f"[yellow]a privacy budget of epsilon {epsilon:g} refuses this app[/yellow]: no noise to count")
+        return
+    before = Counter[Event]() if budget is None else budget.counted
+    alone, then = (
+        events.cost(counted, delta, neighbours="zero out one").epsilon
+        for counted in (Counter([price.event]), before + Counter([price.event]))
+    )
+    screen.print(
+        f"privacy: a round costs epsilon {alone:.3g} at delta {delta:g} by itself (noise {price.kept}); of the budget "
+        f"of {epsilon:g}, {then:.3g} would be spent after it",
+        soft_wrap=True,
+    )
 
 
 def _plan(federation: Federation, slot: Slot, key: Key, totals: list[Any]) -> Plan:

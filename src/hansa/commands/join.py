@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,26 @@ from rich.console import Console
 from hansa.core.errors import InputError
 from hansa.data.source import held_out
 from hansa.federation import Federation, Pair
+from hansa.network.budget import Budget, budget_of
+from hansa.network.client_store import ClientStore
 from hansa.network.participant import Participant
 from hansa.terminal import console, harmless
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
 from hansa.training.privacy import bound_locally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """The privacy budget that an owner sets, if any, and where budgets are kept."""
+
+    epsilon: float | None = None
+    delta: float | None = None
+    folder: Path | None = None
+
+    def of(self, data: str, store: ClientStore | None, *, is_set: bool = True) -> Budget | None:
+        """The budget of ``data``, or None where none was ever set; it is not touched unless ``is_set``."""
+        folder = self.folder or Path.home() / ".hansa" / "budgets"
+        return budget_of(data, folder, store, **({"epsilon": self.epsilon, "delta": self.delta} if is_set else {}))
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Owner:
     apps: Path
     data: str
     device: str | None
+    budget: Budget | None = None
 
     def app(self, file: Path) -> tuple[App, Federation]:
         """An app, with the device of this machine, and with this client's own noise sized for the app's rounds."""
@@ -40,9 +57,7 @@ class Owner:
             raise InputError(
                 f"--device {self.device}: expected a learner with a device, found {type(learner).__name__}"
             )
-        import dataclasses
-
-        return app, dataclasses.replace(federation, learner=learner.on_device(self.device))
+        return app, replace(federation, learner=learner.on_device(self.device))
 
     def loader(self, app: App, name: str) -> Callable[[], Pair]:
         """A function that reads the owner's rows anew, with the held-out share set aside."""
@@ -62,11 +77,17 @@ class Owner:
 
 
 def run_join(
-    token: str, apps: Path, data: str, state: Path | None, device: str | None, stay: bool, dry_run: bool
+    token: str,
+    apps: Path,
+    data: str,
+    state: Path | None,
+    device: str | None,
+    allowance: Allowance,
+    stay: bool,
+    dry_run: bool,
 ) -> None:
     """Take part until the run is over (or for ever, with ``stay``)."""
     from hansa.network.client import Connection, run_participant
-    from hansa.network.client_store import ClientStore
     from hansa.network.enrolment import enrol
     from hansa.network.token import JoinToken
 
@@ -78,12 +99,18 @@ def run_join(
     app, federation = owner.app(files[0])
     if dry_run:
         from hansa.commands.dry_run import dry_run as try_once
+        from hansa.commands.dry_run import price_once
 
         try_once(screen, federation, name or "client", owner.loader(app, name or "client"), folder)
+        price_once(screen, app, allowance.of(data, None, is_set=False), allowance)
         return
     federation.check_data(owner.loader(app, name or "client")(), name or "client")
     store = ClientStore(folder)
     store.lock()
+    budget = allowance.of(data, store)
+    if budget is not None:
+        owner = replace(owner, budget=budget)
+        screen.print(harmless(str(budget)), soft_wrap=True)
     who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
     screen.print(f"{who.name}: joined {who.url}, state {folder}")
     make = partial(_participant, owner=owner, name=who.name, store=store, screen=screen)
@@ -123,6 +150,7 @@ def _participant(file: Path, *, owner: Owner, name: str, store: Any, screen: Con
         store,
         on_problem=problem,
         app=(fingerprint(file), file.read_bytes()),
+        budget=owner.budget,
     )
 
 

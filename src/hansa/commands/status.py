@@ -7,10 +7,15 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hansa.core.errors import InputError
 from hansa.terminal import bytes_words, console, harmless, new_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hansa.network.client_store import ClientStore
 
 
 def run_status(state: Path, as_json: bool) -> None:
@@ -89,7 +94,7 @@ def _client(state: Path) -> dict[str, Any]:
     from hansa.network.enrolment import Identity
 
     who, store = Identity.of(state), ClientStore(state)
-    answers, receipts = store.answers(limit=10), store.receipts()
+    answers, receipts, budgets = store.answers(limit=10), store.receipts(), _budgets(store)
     store.close()
     sent: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     last = None
@@ -109,8 +114,31 @@ def _client(state: Path) -> dict[str, Any]:
         "receipts": receipts,
         "sent": [{"kind": kind, "count": count, "bytes": size} for kind, (count, size) in sorted(sent.items())],
         "model": str(state / "model") if (state / "model").exists() else None,
-        "needs_a_person": who is None,
+        "budgets": budgets,
+        "needs_a_person": who is None or any(budget["problem"] for budget in budgets),
     }
+
+
+def _budgets(store: ClientStore) -> list[dict[str, Any]]:
+    """The privacy budgets that bind this client, each checked from its first entry to its last."""
+    from hansa.network.budget import Budget, budgets_seen
+    from hansa.network.record import Record
+
+    found = []
+    for data, folder in budgets_seen(store).items():
+        row: dict[str, Any] = {"data": data, "record": str(folder), "problem": None}
+        try:
+            budget = Budget(Record(folder), store)
+        except InputError as error:
+            found.append({**row, "problem": str(error)})
+            continue
+        runs = {
+            run: {"entries": counted.total(), "epsilon": budget.cost_of(run)} for run, counted in budget.runs.items()
+        }
+        row |= {"epsilon": budget.epsilon, "delta": budget.delta, "spent": budget.spent, "left": budget.left}
+        found.append({**row, "entries": budget.counted.total(), "noise": dict(budget.kept), "runs": runs})
+        budget.record.close()
+    return found
 
 
 def _show_client(found: dict[str, Any]) -> None:
@@ -133,5 +161,27 @@ def _show_client(found: dict[str, Any]) -> None:
     screen.print(asked)
     kept = ", ".join(f"{count} {status}" for status, count in found["receipts"].items())
     screen.print(f"signed receipts: {kept or 'none yet'}")
+    for budget in found["budgets"]:
+        _show_budget(screen, budget)
     if found["model"]:
         screen.print(f"newest released model: {found['model']}")
+
+
+def _show_budget(screen: Console, budget: dict[str, Any]) -> None:
+    data = harmless(budget["data"])
+    if budget["problem"]:
+        screen.print(f"[red]privacy budget for {data}[/red]: all work is refused: {harmless(budget['problem'])}")
+        return
+    noise = "; ".join(f"noise {kept}: {count}" for kept, count in sorted(budget["noise"].items()))
+    screen.print(
+        f"privacy budget for {data}: epsilon {budget['epsilon']:g} at delta {budget['delta']:g}, "
+        f"{budget['spent']:.3g} spent in {budget['entries']} entries, {budget['left']:.3g} left"
+        + (f" ({noise})" if noise else "")
+    )
+    if budget["runs"]:
+        table = new_table("spent by run")
+        for column in ("run", "entries", "epsilon alone"):
+            table.add_column(column, justify="left" if column == "run" else "right")
+        for run, row in budget["runs"].items():
+            table.add_row(harmless(run), str(row["entries"]), f"{row['epsilon']:.3g}")
+        screen.print(table)

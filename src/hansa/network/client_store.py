@@ -217,6 +217,12 @@ class ClientStore:
         row = self._one("SELECT value FROM meta WHERE key = ?", key)
         return row[0] if row else None
 
+    def noted(self, prefix: str) -> dict[str, bytes]:
+        """The small values whose keys begin with ``prefix``, by key."""
+        with self._lock:
+            rows = self._db.execute("SELECT key, value FROM meta ORDER BY key").fetchall()
+        return {key: value for key, value in rows + list(self._notes.items()) if key.startswith(prefix)}
+
     def note(self, key: str, value: bytes) -> None:
         """Store a small value whose loss does no harm, with the next transaction."""
         self._notes[key] = value

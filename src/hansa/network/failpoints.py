@@ -109,12 +109,16 @@ FAILPOINTS: Mapping[str, str] = MappingProxyType(
         "client.identity.kept": "the identity is complete",
         "client.run.welcomed": "the coordinator counts this client in, nothing of the run is kept",
         "client.run.entered": "what was left of other runs is forgotten",
+        # A client's owner sets a privacy budget, which is a record.
+        "client.record.made": "the record and its key are whole, under a temporary name",
         # A client answers a plan.
         "client.plan.received": "a plan is here, nothing was done about it",
         "client.download.grown": "some bytes of a long vector are in its file",
         "client.download.whole": "a long vector is all there under a temporary name",
         "client.parcel.kept": "a long report is in a file that no row names",
         "client.training.done": "the report is in memory, nothing of it is kept",
+        "client.budget.spending": "the report's entry in the owner's privacy budget is written, not committed",
+        "client.budget.spent": "the report is paid for, nothing of it is kept",
         "client.report.listed": "the report is listed as sent, it is not committed and has not left",
         "client.outbox.committing": "report, memory and secret are written, not committed",
         "client.outbox.committed": "report, pending memory and secret are durable",

@@ -23,6 +23,7 @@ from hansa.wire import pack, unpack
 PROTOCOL = 2
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_FROZEN = "none"
+LASTING = "privacy budget: "  # a refusal that begins so will be the next answer, too: the owner's budget is spent
 _MOST = 2**62
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -307,6 +308,15 @@ def slot_of(text: str) -> Slot:
     if match is None:
         raise ProtocolError(f"slot: expected task-round-attempt-exchange, found {text[:100]!r}")
     return Slot(int(match[2]), int(match[3]), match[4], match[1])
+
+
+def is_lasting(reason: str) -> bool:
+    """Whether a client that refused for this reason would refuse again.
+
+    >>> is_lasting(LASTING + "this round would overspend it"), is_lasting("no training examples")
+    (True, False)
+    """
+    return reason.startswith(LASTING)
 
 
 def release_mark(released: Released) -> str:

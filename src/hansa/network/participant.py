@@ -13,10 +13,13 @@ from hansa.core.key import Key
 from hansa.core.protocols import Memory, Plan, Report, Slot
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair, array_hash, totals_of
+from hansa.network.budget import Budget, Overspent
 from hansa.network.client_store import ClientStore
 from hansa.network.failpoints import fail_point
-from hansa.network.messages import ClientPlan, Released, Work, read_plan
+from hansa.network.messages import LASTING, ClientPlan, Released, Work, read_plan
 from hansa.network.outbox import Parcel
+from hansa.network.pricing import Price, priced
+from hansa.network.record import Broken
 from hansa.network.released import keep_model
 from hansa.tensors import Buffer
 from hansa.wire import pack_report, report_tree, unpack
@@ -38,7 +41,10 @@ def in_the_clear(federation: Federation, slot: Slot) -> str:
 
 
 class Participant:
-    """One client of one federation. ``load`` gives its own rows and is called at the start of every round."""
+    """One client of one federation. ``load`` gives its own rows and is called at the start of every round.
+
+    With a ``budget`` nothing is made from the rows that it has no room for, and nothing leaves before it is paid.
+    """
 
     def __init__(
         self,
@@ -50,8 +56,10 @@ class Participant:
         protection: Callable[[Federation, Slot], str] = in_the_clear,
         on_problem: Callable[[Exception], None] | None = None,
         app: tuple[str, bytes] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.federation, self.name, self.load, self.store = federation, name, load, store
+        self.budget = budget
         self.app = app  # fingerprint and source, kept beside each released model
         self.protection, self.on_problem = protection, on_problem
         self._raw: tuple[Any, Pair] | None = None
@@ -103,6 +111,10 @@ class Participant:
 
     def _answer(self, run: str, asked: ClientPlan, fetch: Fetch) -> Parcel:
         """Work on a plan, and commit what comes of it."""
+        try:
+            price = self._afford(run, asked)
+        except HansaError as error:  # before a vector is downloaded: to be asked costs next to nothing
+            return self._commit_refusal(run, asked.slot, error)
         plan = asked.plan(self.name, {name: unpack(fetch(sha)) for name, sha in asked.vectors.items()})
         secret = Key(self.store.secret(run, plan.slot))
         try:
@@ -115,16 +127,36 @@ class Participant:
             made = self.store.pack(report_tree(report, codec))
             kind = "refusal" if report.refused else KINDS.get(plan.slot.task, plan.slot.task) if plan.learn else "mail"
         except Exception as error:  # the user's own code may fail in any way; the round goes on without this client
-            if self.on_problem:
-                cause = error.__cause__
-                self.on_problem(cause if isinstance(error, _UnfitData) and isinstance(cause, Exception) else error)
-            reason = _safe(error)
-            made = Parcel.of(pack_report(Report(plan.slot, (), {}, {self.name: reason}), Raw()))
-            memory, scratch, kind = None, None, "refusal"
+            return self._commit_refusal(run, plan.slot, error)
         fail_point("client.training.done")
+        if price is not None and kind != "refusal":
+            assert self.budget is not None
+            try:
+                self.budget.spend(run, plan.slot, made.sha256, price)
+            except HansaError as error:
+                return self._commit_refusal(run, plan.slot, error)
         self._list(run, plan.slot, kind, made)
         fail_point("client.report.listed")
         self.store.commit(run, plan.slot, made, memory, scratch)
+        return made
+
+    def _afford(self, run: str, asked: ClientPlan) -> Price | None:
+        """What an answer costs, where there is a budget, and it has room; an answer without learning costs nothing.
+
+        It is made of what an earlier exchange of the attempt left, which is paid for.
+        """
+        if self.budget is None or not asked.learn:
+            return None
+        return self.budget.check(run, asked.slot, priced(self.federation, asked.slot, asked.settings))
+
+    def _commit_refusal(self, run: str, slot: Slot, error: Exception) -> Parcel:
+        """A refusal as it is to be sent; the owner hears of all that went wrong."""
+        if self.on_problem:
+            cause = error.__cause__
+            self.on_problem(cause if isinstance(error, _UnfitData) and isinstance(cause, Exception) else error)
+        made = Parcel.of(pack_report(Report(slot, (), {}, {self.name: _safe(error)}), Raw()))
+        self._list(run, slot, "refusal", made)
+        self.store.commit(run, slot, made, None, None)
         return made
 
     def _check_size(self, plan: Plan) -> None:
@@ -196,6 +228,10 @@ def _safe(error: Exception) -> str:
         return str(error)
     if isinstance(error, ProtocolError):
         return "the plan could not be read"
+    if isinstance(error, Overspent):
+        return error.told
+    if isinstance(error, Broken):
+        return LASTING + "its record cannot be trusted"
     return f"an error at the client ({type(error).__name__}); its own log says more"
 
 

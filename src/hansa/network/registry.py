@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import InputError
+from hansa.network import lasting
 from hansa.network.failpoints import fail_point
 from hansa.network.identity import Authority, fingerprint, request_key_hash
 from hansa.network.journal import append, append_of_strangers, append_seldom
@@ -253,10 +254,10 @@ class Registry:
 
     def hello(self, name: str, run: str, message: Hello) -> None:
         """Note that a client takes part in a run."""
-        now = self.store.clock()
-        row = {"hello_at": now, "version": message.version[:40], "said_goodbye": False}
+        row = {"hello_at": (now := self.store.clock()), "version": message.version[:40], "said_goodbye": False}
         with self.store.write() as db:
             refuse_revoked(db, name)
+            lasting.forget(db, run, name)
             here = upsert(presence).values(run=run, client=name, **row)
             db.execute(here.on_conflict_do_update(index_elements=["run", "client"], set_=row))
             append_seldom(db, now, "hello", name, {"run": run, "version": row["version"]})

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from hansa.core.errors import Abandoned, RunError
 from hansa.core.protocols import Slot
+from hansa.network import lasting
 from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import forget
 from hansa.network.journal import append, append_seldom
@@ -199,6 +200,7 @@ class Rounds:
                 more = {"reason": found.reason} if found.reason else {}
                 told = {"sha256": found.sha256, "size": found.size, **more}
                 self.log(db, "report", arrival.client, slot=str(slot), status=status, **told)
+                lasting.note(db, self.run, arrival.client, found.reason)
                 fail_point("coordinator.report.recording")
             elif found.sha256 != arrival.sha256:
                 self.log(db, "conflict", arrival.client, slot=str(slot), first=found.sha256, second=arrival.sha256)

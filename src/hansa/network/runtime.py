@@ -19,6 +19,7 @@ from hansa.core.errors import Abandoned, ProtocolError
 from hansa.core.key import Key
 from hansa.core.protocols import Array, Client, Plan, Report, Slot, Updates
 from hansa.long_vectors import keep_as_read
+from hansa.network import lasting
 from hansa.network.buffers import Buffers, Patience
 from hansa.network.coordinator import Coordinator
 from hansa.network.failpoints import fail_point
@@ -156,8 +157,9 @@ class NetworkRuntime:
         return tuple(self._of_this_round("population", self.present))
 
     def present(self) -> list[Client]:
-        """Who is here now: said hello in this run and was not revoked."""
-        return self.coordinator.registry.present(self.coordinator.run)
+        """Who can be asked now: said hello in this run, was not revoked, and has not refused for good since."""
+        resting = lasting.resting(self.coordinator.store, self.coordinator.run)
+        return [c for c in self.coordinator.registry.present(self.coordinator.run) if c not in resting]
 
     def of_attempt(self, attempt: int, clients: Sequence[Client], without: Collection[Client]) -> Sequence[Client]:
         """A round's ``clients``; at a further attempt those that are here by then, ``without`` some.

@@ -23,6 +23,7 @@ from hansa.core.round import Context, ServerState, begin, buffered_round, make_p
 from hansa.data.dataset import Dataset
 from hansa.federation import Federation
 from hansa.network.failpoints import fail_point
+from hansa.network.messages import is_lasting
 from hansa.privacy.ledger import Ledger
 from hansa.stopwatch import one_round, stage, watching
 from hansa.training.asking import choose, whose_turn
@@ -31,6 +32,7 @@ from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients
 from hansa.training.history import Row
 from hansa.training.long_rounds import LongRounds
 from hansa.training.privacy import Accounts
+from hansa.training.refused import all_refused, why
 from hansa.training.schedule import Schedule
 
 _ATTEMPTS = 3
@@ -142,7 +144,7 @@ class Loop:
             point = replace(point, totals=(*point.totals, self._prepare(number, point)))
             self._keep(point)
         while point.next_round < self.schedule.num_rounds and not point.stopped:
-            if not self._accounts.has_room(point.next_round, len(self.clients())):
+            if not self._may_go_on(point):
                 return replace(point, stopped=True)
             with one_round():
                 point = self._round(point)
@@ -178,6 +180,13 @@ class Loop:
         combine = None if self.long is None else self.long.combine
         return Context(self.key.child("run"), self.federation.learner.layout, constants, len(self.clients()), combine)
 
+    def _may_go_on(self, point: Checkpoint) -> bool:
+        """Whether the noise's budget has room for a round, and at least one owner's own."""
+        clients = self.clients()
+        if not clients and any(is_lasting(refusal["reason"]) for refusal in self.runtime.refusals()):
+            return False
+        return self._accounts.has_room(point.next_round, len(clients))
+
     @cached_property
     def _accounts(self) -> Accounts:
         return Accounts(self.federation, self.schedule, self.ledger)
@@ -210,7 +219,7 @@ class Loop:
                     least = self.schedule.min_clients or 1
                     raise InputError(
                         f"preparation {number}: expected the sums of at least {least} clients, found too few"
-                        f"{self._why(number)}"
+                        f"{why(self.runtime.refusals(), number)}"
                     ) from error
         return np.asarray(state.algorithm["total"])
 
@@ -263,14 +272,17 @@ class Loop:
     def _train(self, point: Checkpoint, context: Context) -> tuple[ServerState, Aggregate | None]:
         """The round's new state; a cohort of nobody, or of none but empty clients, changes nothing.
 
-        As long as somebody does not answer, which may heal, there is another attempt.
+        As long as somebody does not answer, which may heal, or refuses for good, there is another attempt.
         """
+        refused, spent = dict[Client, str](), set[Client]()
         number, parts, num_failed, blamed = point.next_round, self.federation.task("train"), 0, set[Client]()
         for attempt in itertools.count():
             with stage("sampling"):
                 everyone = self._population(attempt, blamed)
-                cohort = self._cohort(everyone, number, attempt)
+                cohort = self._cohort(everyone, number, attempt) if everyone or not spent else ()
             if not cohort:
+                if spent and not any(row.num_clients for row in point.history):
+                    raise all_refused(number, refused)
                 return point.state, None
             try:
                 with stage("plan"):  # until all have reported: see SimulatedRuntime.reports
@@ -280,14 +292,15 @@ class Loop:
                 refused = {r["client"]: r["reason"] for r in self.runtime.refusals() if r["round"] == number}
                 if set(refused.values()) == {"no training examples"} and set(cohort) <= set(refused) < set(everyone):
                     return point.state, None
-                if set(cohort) <= set(refused) and not error.may_heal:
-                    raise self._all_refused(number, refused) from None
-                blamed |= set(error.blamed)
-                num_failed += not (error.may_heal or error.blamed)
+                resting = {client for client in cohort if is_lasting(refused.get(client, ""))}
+                if set(cohort) <= set(refused) and not error.may_heal and not resting:
+                    raise all_refused(number, refused) from None
+                blamed, spent = blamed | set(error.blamed) | resting, spent | resting
+                num_failed += not (error.may_heal or error.blamed or resting)
                 if num_failed == _ATTEMPTS:
                     raise RunError(
                         f"round {number}: expected enough reports in {_ATTEMPTS} attempts, found too few each time"
-                        f"{self._why(number)}; raise deadline_s or lower min_clients"
+                        f"{why(self.runtime.refusals(), number)}; raise deadline_s or lower min_clients"
                     ) from error
         raise AssertionError("attempts do not end by themselves")
 
@@ -359,7 +372,7 @@ class Loop:
                     )  # fmt: skip
             except Abandoned:
                 continue
-        raise self._all_refused(number, {r["client"]: r["reason"] for r in self.runtime.refusals()[-buffer.size :]})
+        raise all_refused(number, {r["client"]: r["reason"] for r in self.runtime.refusals()[-buffer.size :]})
 
     @property
     def _clock_s(self) -> float:
@@ -368,21 +381,6 @@ class Loop:
     @property
     def _num_late(self) -> int:
         return self.runtime.num_late if is_timed(self.runtime) else 0
-
-    def _all_refused(self, number: int, refused: dict[Client, str]) -> RunError | InputError:
-        reasons = sorted(set(refused.values()))
-        if reasons == ["no training examples"]:
-            return InputError(
-                f"round {number}: expected training examples, found none at any of the {len(refused)} clients of the "
-                "cohort; look at load_data and holdout"
-            )
-        advice = "; lower client_learning_rate" if "update is not finite" in reasons else ""
-        return RunError(f"round {number}: every client was refused: {'; '.join(reasons)}{advice}")
-
-    def _why(self, number: int) -> str:
-        """The reasons that clients gave in this round, for a sentence."""
-        reasons = [f"{r['client']}: {r['reason']}" for r in self.runtime.refusals() if r["round"] == number]
-        return f" ({'; '.join(reasons[:5])})" if reasons else ""
 
     def _scored_on(self) -> str:
         return "the server's own data" if self.evaluate_on is not None else "the clients' held-out rows"
