@@ -27,7 +27,8 @@ from hansa.network.pricing import HERE, SERVER, Price, priced
 from hansa.network.record import FILE, KEY, Broken, Record
 from hansa.network.runtime import NetworkRuntime
 from hansa.privacy import gaussian
-from hansa.privacy.events import GaussianEvent
+from hansa.privacy.accountant import PoissonSampling
+from hansa.privacy.events import GaussianEvent, with_sampling
 from hansa.training.loop import Loop
 from hansa.training.privacy import bound
 from hansa.training.schedule import Schedule
@@ -279,12 +280,21 @@ def federation(**more):
 TOLD = (None, {"noise_multiplier": 2.0})
 
 
+class ClaimsSampling(hansa.GaussianNoise):
+    """Noise whose events claim that clients are drawn in secret."""
+
+    def event(self, number, num_rounds):
+        return with_sampling(super().event(number, num_rounds), PoissonSampling(0.01))
+
+
 def test_a_plan_costs_what_it_says_in_the_owners_own_app_without_amplification():
     assert priced(federation(), UPDATE, TOLD) == ONE
     calibrated = hansa.GaussianNoise(epsilon=4, delta=1e-6)
     adaptive = federation(transforms=(hansa.AdaptiveClip(), calibrated))
     told = {"noise_multiplier": 3.0, "sampling": {"kind": "poisson", "rate": 0.01}}
     assert priced(adaptive, UPDATE, (0.1, told)).event == GaussianEvent(noise_multiplier=3.0)
+    claims = federation(transforms=(CLIP, ClaimsSampling(noise_multiplier=1.0)))
+    assert priced(claims, UPDATE, TOLD) == ONE
 
 
 class LocalNoise(hansa.GaussianNoise):
