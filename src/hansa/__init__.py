@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hansa import statistics
 from hansa.aggregators.krum import Krum
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.median import Median
@@ -142,6 +143,7 @@ __all__ = [
     "Median",
     "TrimmedMean",
     "Krum",
+    "statistics",
     "Dataset",
     "Population",
     "Standardize",

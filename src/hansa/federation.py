@@ -96,7 +96,8 @@ class Federation:
             raise InputError(f"task: expected one of {TASKS}, found {name!r}")
         if name == "train":
             losses = not self.is_private and getattr(self.learner, "reports_loss", True)
-            return Parts(self.algorithm, self.transforms, self.aggregator, train_loss=losses)
+            dtype = getattr(self.algorithm, "wire_dtype", "float32")
+            return Parts(self.algorithm, self.transforms, self.aggregator, dtype, train_loss=losses)
         if name == "evaluate":
             return Parts(Evaluation(trained=self.algorithm), (), self._sums(Rows()), "float64", must_be_finite=False)
         return Parts(Summation(statistic=self.prepare[number]), (), self._sums(Mean()), "float64")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hansa import statistics
 from hansa.aggregators.careful import careful
 from hansa.core.errors import InputError
 from hansa.core.key import Key
@@ -127,6 +128,8 @@ def _to_the_end(
         when_there_is_room(partial(coordinator.save_log, folder), folder, warn)
         screen.print(f"run directory {folder}, report {folder / 'report.html'}")
         screen.print(f"run {coordinator.run} is done: {_scores(run)}")
+        for line in statistics.lines(run):
+            screen.print(line, markup=False)
     left = when_there_is_room(runtime.finish, state, warn)  # after a restart too: some may not know yet
     when_there_is_room(partial(coordinator.save_log, folder), folder, warn)  # again, with the end
     fail_point("coordinator.run.logged")

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 import hansa
+from hansa import statistics
 from hansa.core.errors import InputError
 from hansa.data.population import Population
 from hansa.runtimes.devices import Devices
@@ -127,7 +128,11 @@ def show_one(screen: Console, run: Run) -> None:
     """One run: its final scores, and the comparison if there is one."""
     names = sorted(run.final, key=lambda name: name == "loss")  # the first metric, then the loss
     scores = ", ".join(f"{name} {number(value)}" for name, value in run.final.items())
-    screen.print(f"[bold]after {len(run.history)} rounds[/bold], on {run.info['scored_on']}: {scores}")
+    answered = statistics.lines(run)
+    if not answered:
+        screen.print(f"[bold]after {len(run.history)} rounds[/bold], on {run.info['scored_on']}: {scores}")
+    for line in answered:
+        screen.print(line, markup=False)
     up, down = (sum(getattr(row, f"bytes_{way}") for row in run.history) for way in ("up", "down"))
     screen.print(f"bytes: {bytes_words(up)} up, {bytes_words(down)} down, {run.info['seconds']:.1f} s")
     if run.info.get("virtual_time"):

@@ -38,7 +38,8 @@ class Lengths:
     def fault(self, slot: Slot, updates: Updates) -> str:
         """``TOO_LONG`` for a row that is longer than its plan allows; nothing where no bound is proved."""
         parts = self.federation.parts(slot)
-        if not parts.transforms or not getattr(parts.aggregator, "reveals_rows", True):
+        of_records = any(getattr(transform, "bounds_records", False) for transform in parts.transforms)
+        if not parts.transforms or of_records or not getattr(parts.aggregator, "reveals_rows", True):
             return ""
         plan = self._told(slot)
         if plan is None:

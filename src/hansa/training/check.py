@@ -29,12 +29,32 @@ def problems(federation: Federation, schedule: Schedule, num_clients: int | None
     settings = [t.settings(t.init(size)) for t in own.transforms]
     sends_sums = not all(getattr(preparation, "is_public", False) for preparation in own.prepare)
     found += core.check(own.transforms, own.aggregator, settings, prepared=sends_sums)
+    found += _records(own, schedule)
     return found + _learner(own) + _schedule(federation, schedule, num_clients)
 
 
 def refuse_unfit(federation: Federation, schedule: Schedule, num_clients: int | None = None) -> None:
     """Raise one error with every problem, if there is any: before round 0, with nothing written."""
     core.refuse(problems(federation, schedule, num_clients))
+
+
+def _records(federation: Federation, schedule: Schedule) -> list[Problem]:
+    """Whether a bound on one record's part in an update is true of this algorithm, and whether sampling hides it."""
+    bounds: list[Any] = [t for t in federation.transforms if getattr(t, "bounds_records", False)]
+    found = []
+    if bounds and getattr(getattr(federation.algorithm, "questions", None), "norm", None) != bounds[0].norm:
+        name = type(federation.algorithm).__name__
+        found.append(
+            Problem(
+                f"RecordBound says how far one record moves an update, which nothing bounds in {name}.",
+                "hansa.statistics.survey(...), or transforms=(hansa.Clip(norm=1.0), hansa.GaussianNoise(...))",
+            )
+        )
+    if bounds and hasattr(schedule.sampler, "rate"):
+        found.append(
+            Problem("coins that clients toss do not hide one record of a client that came.", "sampler=hansa.All()")
+        )
+    return found
 
 
 def _learner(federation: Federation) -> list[Problem]:
@@ -118,7 +138,8 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
             {"what": f"sums for {name} (no row)", "bytes": None, "most": False, "when": "once", "reader": reader}
         )
     settings = [t.settings(t.init(size)) for t in federation.transforms]
-    clipped = ", clipped" if math.isfinite(norm_bound(federation.transforms, settings)) else ""
+    sums = any(getattr(t, "bounds_records", False) for t in federation.transforms)
+    clipped = ", clipped" if math.isfinite(norm_bound(federation.transforms, settings)) and not sums else ""
     columns = [name for t in federation.transforms for name in getattr(t, "tail_names", ())]
     clipped += f", and {' and '.join(columns)}" if columns else ""
     clipped += ", with the client's own noise" if federation.is_locally_private else ""

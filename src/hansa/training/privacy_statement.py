@@ -25,6 +25,13 @@ _RELATIONS = {
     "add or remove one": "one client is added or removed",
     "replace one": "one client's data are replaced by any other",
 }
+_RECORD_FACTS = {
+    "title": "Central noise on sums over bounded records",
+    "setting": "central: the server adds the noise, and sees each client's own sums before it",
+    "unit": "one record of one client",
+    "neighbours": "one record's numbers are replaced by zeros (zero-out)",
+    "trust": "The server sees each client's own sums before the noise.",
+}
 _ACCOUNTANTS = {
     "exact": "exact composition of Gaussian mechanisms (Balle and Wang 2018)",
     "PLD": "privacy loss distributions (dp-accounting)",
@@ -55,10 +62,12 @@ def statement(
     facts = {"sampling": _sampling(released), "accountant": accountant}
     is_local = federation.is_locally_private
     facts |= facts_of(noise, count) if is_local else _central_facts(noise, released)
+    of_records = any(getattr(transform, "bounds_records", False) for transform in federation.transforms)
+    facts |= _RECORD_FACTS if of_records else {}
     title, trust = facts.pop("title"), facts.pop("trust")
     if simulated:
         facts["simulation"] = "noise and sampling came from the run's seed: whoever knows the seed can remove the noise"
-    unit = facts["unit"] if is_local else "one client"
+    unit = facts["unit"] if is_local or of_records else "one client"
     times = "rounds" if is_local else "releases"
     text = (
         f"{title}, {noises}{count} {times}{together}: {spent} ({_tier(main['epsilon'])}). "

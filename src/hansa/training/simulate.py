@@ -20,6 +20,7 @@ from hansa.data.source import Source
 from hansa.federation import Federation, Pair, named_totals
 from hansa.runtimes.auto import Auto
 from hansa.runtimes.inprocess import InProcess, InProcessRuntime
+from hansa.statistics import Questions
 from hansa.stopwatch import watching
 from hansa.training.apps import check_holdout
 from hansa.training.baselines import baselines_of
@@ -229,7 +230,7 @@ def _notes(federation: Federation, population: Population, load: Callable[[str],
             named = named_totals(preparation, dataset, total)
             said += preparation.check(named, getattr(dataset, "feature_names", None))
             dataset = preparation.apply(dataset, named)
-    if federation.is_private and not point.scored_on:
+    if federation.is_private and not point.scored_on and not isinstance(federation.learner, Questions):
         said.append("Clients send no metrics beside noise or secrecy: give evaluate_on= to score each round.")
     return said
 
