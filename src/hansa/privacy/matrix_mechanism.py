@@ -68,7 +68,7 @@ class Mechanism:
 
     @property
     def loss(self) -> float:
-        """The root mean square noise on sums of the first rounds, in units of one round's noise at the same epsilon."""
+        """The root mean square noise on sums of the first rounds, in units of the run's noise multiplier."""
         return self.sensitivity * math.sqrt(float(self.strategy.variances(self.num_rounds).mean()))
 
     def as_json(self) -> dict[str, Any]:
