@@ -41,9 +41,7 @@ def noises(buffers: int) -> dict[str, Any]:
 
 
 class Cost(NamedTuple):
-    """Of each round: seconds by the clock and of all cores together; the peak of memory above the start in MB; and how
-    many numbers are remembered.
-    """
+    """Seconds of each round, by the clock and of all cores; memory above the start; how many numbers are remembered."""
 
     taken: list[float]
     worked: list[float]

@@ -8,6 +8,7 @@ import pytest
 
 import support
 from hansa.aggregators.mean import Mean
+from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.data.sampling import Uniform
 from hansa.data.separation import MinSeparation
@@ -139,6 +140,15 @@ def test_the_divisor_is_fixed_whoever_comes(cohort_size, denominator):
 def test_a_deployment_waits_for_enough_clients_for_every_group():
     assert Schedule(**TURNS).clients_needed == 16
     assert Schedule(**TURNS, min_clients=2).clients_needed == 8
+
+
+def test_a_sampler_that_promises_turns_must_keep_them():
+    class Promising(Uniform):
+        def turn(self, number):
+            return number % 2, 2
+
+    with pytest.raises(InputError, match=r"expected of_round\(ids, number\) beside turn\(number\)"):
+        Schedule(num_rounds=3, sampler=Promising())
 
 
 def test_a_buffer_and_turns_do_not_go_together():
