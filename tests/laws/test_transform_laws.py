@@ -14,6 +14,7 @@ from hansa.core import chain
 from hansa.core.protocols import Report
 from hansa.transforms.adaptive_clip import AdaptiveClip
 from hansa.transforms.clip import Clip
+from hansa.transforms.correlated_noise import CorrelatedNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
 from hansa.transforms.sparsify import TopK
@@ -30,6 +31,7 @@ TRANSFORMS = [
     TopK(fraction=0.3),
     TopK(fraction=0.3, error_feedback=False),
     GaussianNoise(noise_multiplier=1.0),
+    CorrelatedNoise(noise_multiplier=1.0),
 ]
 # Equal on average, with the stated variance of a row of length n and largest magnitude m.
 UNBIASED = {Quantize(bits=bits): (lambda n, m, levels: n * (m / levels) ** 2 / 4) for bits in (2, 3, 8)}

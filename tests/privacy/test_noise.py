@@ -8,7 +8,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from hansa.core.key import Key
-from hansa.privacy.noise import deviation_of, grid, noised, secure_normal
+from hansa.privacy import noise
+from hansa.privacy.noise import deviation_of, grid, in_pieces, noised, secure_normal
+
+LONG = 9 * 2**16 + 3  # nine pieces and a bit
 
 
 def test_numbers_are_the_polar_methods_of_a_stream_of_aes():
@@ -71,3 +74,25 @@ def test_the_deviation_covers_what_the_grid_adds_to_the_sensitivity():
         deviation = deviation_of(3.0, 0.25, size)
         apart = 0.25 + grid(deviation) * math.sqrt(size)
         assert 3.0 * apart <= deviation <= 3.0 * 0.25 * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 5])
+def test_the_number_of_cores_changes_no_bit(num_cores, monkeypatch):
+    monkeypatch.setattr(noise, "_num_cores", lambda: 3)
+    secret, values = Key.of(1), np.linspace(-1, 1, LONG)
+    numbers = secure_normal(secret, LONG)
+    whole = noised(values, numbers.copy(), 0.3)
+    monkeypatch.setattr(noise, "_num_cores", lambda: num_cores)
+    assert secure_normal(secret, LONG).tobytes() == numbers.tobytes()
+    assert noised(values, numbers, 0.3).tobytes() == whole.tobytes()
+
+
+def test_what_fails_in_a_piece_is_not_lost(monkeypatch):
+    monkeypatch.setattr(noise, "_num_cores", lambda: 2)
+
+    def fail(first, stop):
+        if first:
+            raise OverflowError
+
+    with pytest.raises(OverflowError):
+        in_pieces(LONG, fail)

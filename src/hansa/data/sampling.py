@@ -27,7 +27,7 @@ _CHUNK = 2**18  # words at a time: what stays in a processor's cache
 
 
 class Sampler(Protocol):
-    """How a cohort is chosen."""
+    """How a cohort is chosen. One whose groups take turns also has ``turn`` and ``of_round``: see separation.py."""
 
     def cohort(self, ids: Sequence[str], cohort_size: int, key: Key) -> tuple[str, ...]:
         """The clients of one round, in the order of ``ids``."""

@@ -68,8 +68,8 @@ class MinSeparation:
         return SomeIds(ids, positions[number % self.rounds])
 
     def cohort(self, ids: Sequence[str], cohort_size: int, key: Key) -> tuple[str, ...]:
-        """Some of ``ids``, which are one group's, by the sampler ``within``."""
-        chosen: tuple[str, ...] = self.within.cohort(ids, cohort_size, key)
+        """Some of ``ids``, which are one group's, by the sampler ``within``; nobody of a group of nobody."""
+        chosen: tuple[str, ...] = self.within.cohort(ids, cohort_size, key) if len(ids) else ()
         return chosen
 
 

@@ -51,6 +51,8 @@ class BLT:
     decays: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
 
+    is_toeplitz = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.buffers, int) or isinstance(self.buffers, bool) or not 1 <= self.buffers <= 10:
             raise InputError(f"BLT(buffers=): expected a whole number of 1 to 10, found {self.buffers!r}")

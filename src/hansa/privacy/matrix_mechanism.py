@@ -6,7 +6,7 @@ their own, smaller sensitivity says.
 
 The sensitivity is ``max |C u|`` over the rounds u that one client can take part in. Where groups take turns these are
 group, group + separation, group + 2 * separation, ... and the maximum is over the groups, which is exact. For Toeplitz
-matrices of falling coefficients group 0 has it, and no rounds that are at least so far apart have more (Kalinin and
+matrices group 0 has it, and where coefficients fall no rounds that are at least so far apart have more (Kalinin and
 Lampert, "Banded square root matrix factorization for differentially private model training", NeurIPS 2024, theorem 2).
 """
 
@@ -68,7 +68,7 @@ class Mechanism:
 
     @property
     def loss(self) -> float:
-        """The root mean square noise on sums of the first rounds, in units of one round's noise at the same epsilon."""
+        """The root mean square noise on sums of the first rounds, in units of the run's noise multiplier."""
         return self.sensitivity * math.sqrt(float(self.strategy.variances(self.num_rounds).mean()))
 
     def as_json(self) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def _read(named: tuple[tuple[str, Any], ...], num_rounds: int, min_separation: i
 def _growing(mechanism: Mechanism) -> Vector:
     """The sensitivity of the first 1, 2, ..., num_rounds releases, where groups take turns."""
     largest = np.zeros(mechanism.num_rounds)
-    for group in range(min(mechanism.min_separation, mechanism.num_rounds)):
+    num_groups = 1 if mechanism.strategy.is_toeplitz else min(mechanism.min_separation, mechanism.num_rounds)
+    for group in range(num_groups):
         takes = np.zeros(mechanism.num_rounds)
         takes[group :: mechanism.min_separation] = 1.0
         np.maximum(largest, np.cumsum(mechanism.strategy.applied(takes) ** 2), out=largest)

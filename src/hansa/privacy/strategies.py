@@ -30,6 +30,8 @@ Stream = Mapping[str, Any]  # {"step": rounds so far, "vectors": arrays (size,)}
 class Strategy(Protocol):
     """What a mechanism needs of a strategy."""
 
+    is_toeplitz: bool  # a round's column of C is the first round's, moved down: the first rounds can change most
+
     def planned_for(self, num_rounds: int, min_separation: int) -> Strategy:
         """The strategy with all its numbers, for clients that take part every ``min_separation`` rounds at most."""
         ...
@@ -64,6 +66,8 @@ class Tree:
     >>> Tree().applied(np.array([1.0, 0.0, 0.0, 0.0]))  # the first round is in the nodes that end at rounds 1, 2 and 4
     array([1., 1., 0., 1.])
     """
+
+    is_toeplitz = False
 
     def planned_for(self, num_rounds: int, min_separation: int) -> Tree:
         """Nothing to find."""
@@ -115,6 +119,8 @@ class Banded:
     """
 
     width: int | None = None
+
+    is_toeplitz = True
 
     def __post_init__(self) -> None:
         if self.width is not None and (not isinstance(self.width, int) or self.width < 1):

@@ -65,6 +65,11 @@ class Schedule:
         self._check_time()
         if not callable(getattr(self.sampler, "cohort", None)):
             raise InputError(f"Schedule(sampler=): expected hansa.Uniform() or another sampler, found {self.sampler!r}")
+        if hasattr(self.sampler, "turn") and not callable(getattr(self.sampler, "of_round", None)):
+            raise InputError(
+                "Schedule(sampler=): expected of_round(ids, number) beside turn(number), found no such method of "
+                f"{self.sampler!r}; use hansa.MinSeparation(rounds=..., within=...)"
+            )
 
     def _check_time(self) -> None:
         """Over-selection and buffer."""
