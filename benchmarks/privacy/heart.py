@@ -37,8 +37,8 @@ BARS = {0.1: 0.70, 1.0: 0.79, 5.0: 0.80}
 PUBLISHED = {0.1: 0.606, 1.0: 0.685, 5.0: 0.704}
 REMARK = (
     "FLamby's own epsilons are too small: its accountant counts epochs for steps (15, where 1,500 steps run, drawn "
-    "from a shuffled loader and not from the Poisson one that is accounted). Recomputed for the true steps by RDP they are "
-    "about 0.14 / 1.46 / 7.0 at Cleveland and 0.38 / 4.1 / 22 at Switzerland."
+    "from a shuffled loader and not from the Poisson one that is accounted). Recomputed for the true steps by RDP they "
+    "are about 0.14 / 1.46 / 7.0 at Cleveland and 0.38 / 4.1 / 22 at Switzerland."
 )
 DIVISOR = 100.0  # public: about what a hospital has; with it no number of records leaves
 _INNER = 3  # splits of the training rows, by which settings are chosen
