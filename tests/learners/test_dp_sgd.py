@@ -255,8 +255,8 @@ def test_a_model_with_buffers_is_refused():
 
 def test_each_client_sizes_its_noise_for_its_own_number_of_records():
     pytest.importorskip("dp_accounting")
-    optimizer = DPSGD(clipping_norm=1.0, epsilon=8.0, delta=1e-3, num_steps=20)
-    few, many = (noise_multiplier_of(optimizer, n, 16) for n in (10, 64))
+    optimizer = DPSGD(clipping_norm=1.0, epsilon=8.0, delta=1e-3, num_rounds=10)
+    few, many = (noise_multiplier_of(optimizer, n, 16, 2) for n in (10, 64))
     assert many < few
     for z, rate in ((few, 1.0), (many, 0.25)):
         event = RecordEvent(noise_multiplier=z, num_steps=20, sampling=PoissonSampling(rate))
@@ -267,12 +267,12 @@ def test_each_client_sizes_its_noise_for_its_own_number_of_records():
     ("optimizer", "num_records", "says"),
     [
         (DPSGD(clipping_norm=1.0, epsilon=1.0, delta=1e-3), 10, "needs a schedule"),
-        (DPSGD(clipping_norm=1.0, epsilon=1.0, delta=0.1, num_steps=3), 10, "expected delta below 1"),
+        (DPSGD(clipping_norm=1.0, epsilon=1.0, delta=0.1, num_rounds=3), 10, "expected delta below 1"),
     ],
 )
 def test_noise_that_cannot_be_sized_is_refused(optimizer, num_records, says):
     with pytest.raises(CheckError, match=says):
-        noise_multiplier_of(optimizer, num_records, None)
+        noise_multiplier_of(optimizer, num_records, None, 1)
 
 
 def test_epochs_of_batches_are_not_steps():

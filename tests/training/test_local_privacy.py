@@ -126,6 +126,17 @@ def test_a_client_does_not_answer_a_server_that_asks_for_exact_sums(federation, 
         with_sums.exchange(plan, ("c0",), [data], Memory([{}]), {}, [Key.of(1)])
 
 
+@pytest.mark.parametrize("federation", [local(), local(LAPLACE), by_record()])
+def test_a_client_does_not_report_in_more_rounds_than_its_noise_is_sized_for(federation):
+    own, data = bound_locally(federation, Schedule(num_rounds=3)), support.regression().load("c0")[0]
+    settings = tuple(t.settings(None) for t in own.transforms)
+    plan = Plan(Slot(2, 0, "update"), True, {"params": np.zeros(4, np.float32)}, settings, Key.of(0))
+    report, _, _ = own.exchange(plan, ("c0",), [data], Memory([{}]), {}, [Key.of(1)])
+    assert report.clients == ("c0",)
+    with pytest.raises(CheckError, match="sized for 3 rounds, and the server asks for more"):
+        own.exchange(plan._replace(slot=Slot(3, 0, "update")), ("c0",), [data], Memory([{}]), {}, [Key.of(1)])
+
+
 class Curious(FedAvg):
     """Asks a client for more than DP-SGD has counted: ``what(fit, params)`` is sent."""
 
@@ -169,7 +180,7 @@ def test_a_client_finds_the_noise_that_the_server_plans_with():
         ours, theirs = bound_locally(federation, schedule), bound(federation, schedule, 20)
         assert ours.transforms == theirs.transforms
         assert ours.algorithm == theirs.algorithm
-    assert bound_locally(by_record(), schedule).algorithm.client_optimizer.num_steps == 14
+    assert bound_locally(by_record(), schedule).algorithm.client_optimizer.num_rounds == 7
 
 
 @pytest.mark.parametrize(
