@@ -165,8 +165,8 @@ class Federation:
         ``rows`` are each client's prepared rows: those held out where the task is to evaluate, else the others.
         """
         scored = plan.slot.task == "evaluate"
-        if plan.slot.task != "train" and self.is_locally_private:
-            raise CheckError([f"{plan.slot.task}: the server asks for exact sums, which local noise does not cover."])
+        if self.is_locally_private:
+            self._check_local(plan.slot)
         work = Work(
             self.learner,
             self.algorithm,
@@ -180,6 +180,15 @@ class Federation:
         )
         parts = self.parts(plan.slot)._replace(look_at_values=look_at_values)
         return client_round(parts, plan, work, memory, scratch, secret)
+
+    def _check_local(self, slot: Slot) -> None:
+        """Refuse, at the client, what its own noise does not cover: exact sums, and rounds that it is not sized for."""
+        if slot.task != "train":
+            raise CheckError([f"{slot.task}: the server asks for exact sums, which local noise does not cover."])
+        for part in (*self.transforms, getattr(self.algorithm, "client_optimizer", None)):
+            planned = getattr(part, "num_rounds", None)
+            if planned is not None and slot.round >= planned:
+                raise CheckError([f"this client's noise is sized for {planned} rounds, and the server asks for more."])
 
     def _sums(self, visible: Aggregator) -> Aggregator:
         """The aggregator of sums: ``visible`` where the server sees rows anyway, else the federation's own."""

@@ -73,7 +73,7 @@ class DPSGD:
 
     Give ``noise_multiplier``; or ``epsilon`` and ``delta``, for all steps of all rounds: each client then finds the
     noise for its own n, which it alone knows. Neighbours: one record of one client gives nothing ("zero out"); unless
-    said above, n is not hidden. ``num_steps`` are the steps of the whole run, which a schedule fills in. Every client
+    said above, n is not hidden. ``num_rounds`` is for how many the noise is sized; a schedule fills it in. Every client
     weighs the same, and neither losses nor metrics leave. Steps are counted, not epochs.
 
     >>> DPSGD(clipping_norm=1.0, noise_multiplier=1.1).delta is None
@@ -85,14 +85,14 @@ class DPSGD:
     epsilon: float | None = None
     delta: float | None = None
     divisor: float | None = None
-    num_steps: int | None = None
+    num_rounds: int | None = None
 
     is_plain = False
     protects_records = True
     momentum, weight_decay, nesterov = 0.0, 0.0, False  # the step by the noisy gradient is plain
 
     def __post_init__(self) -> None:
-        for name in ("clipping_norm", "noise_multiplier", "epsilon", "divisor", "num_steps"):
+        for name in ("clipping_norm", "noise_multiplier", "epsilon", "divisor", "num_rounds"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"DPSGD({name}=): expected above 0, found {value}")

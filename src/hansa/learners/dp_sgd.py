@@ -36,15 +36,16 @@ def rate_of(num_records: int, batch_size: int | None) -> float:
     return 1.0 if batch_size is None or batch_size >= num_records else batch_size / num_records
 
 
-def noise_multiplier_of(optimizer: DPSGD, num_records: int, batch_size: int | None) -> float:
-    """The noise multiplier of a client with so many records.
+def noise_multiplier_of(optimizer: DPSGD, num_records: int, batch_size: int | None, num_steps: int) -> float:
+    """The noise multiplier of a client with so many records, that takes ``num_steps`` in each round.
 
-    >>> round(noise_multiplier_of(DPSGD(clipping_norm=1.0, epsilon=8.0, delta=1e-5, num_steps=100), 500, None), 2)
+    >>> optimizer = DPSGD(clipping_norm=1.0, epsilon=8.0, delta=1e-5, num_rounds=50)
+    >>> round(noise_multiplier_of(optimizer, 500, None, 2), 2)
     6.0
     """
     if optimizer.noise_multiplier is not None:
         return optimizer.noise_multiplier
-    if optimizer.num_steps is None:
+    if optimizer.num_rounds is None:
         raise CheckError(["DPSGD(epsilon=) needs a schedule to be calibrated for; use simulate, serve or join"])
     assert optimizer.epsilon is not None
     assert optimizer.delta is not None
@@ -52,7 +53,7 @@ def noise_multiplier_of(optimizer: DPSGD, num_records: int, batch_size: int | No
         raise CheckError([f"DPSGD: expected delta below 1 / (number of records), found {optimizer.delta:g}"])
     rate = rate_of(num_records, batch_size)
     sized = min(1.0, _RATES ** math.ceil(math.log(rate, _RATES)))
-    return _calibrated(optimizer.epsilon, optimizer.delta, optimizer.num_steps, sized)
+    return _calibrated(optimizer.epsilon, optimizer.delta, optimizer.num_rounds * num_steps, sized)
 
 
 @lru_cache(maxsize=1024)
@@ -103,7 +104,8 @@ class Noise:
         assert isinstance(optimizer, DPSGD)
         self.clipping_norm, self._keys = optimizer.clipping_norm, keys
         counts = np.maximum(sizes, 1)
-        self._multipliers = [noise_multiplier_of(optimizer, n, local.batch_size) for n in counts.tolist()]
+        steps = steps_of(local)
+        self._multipliers = [noise_multiplier_of(optimizer, n, local.batch_size, steps) for n in counts.tolist()]
         expected = counts if local.batch_size is None else np.minimum(counts, local.batch_size)
         divisor = float("nan") if optimizer.divisor is None else optimizer.divisor
         self._divisors = expected.astype(np.float64) if optimizer.divisor is None else np.full(len(counts), divisor)

@@ -189,7 +189,7 @@ def cost(events: Events, delta: float, **options: Any) -> Cost:
     """
     counted = Counter(events)
     budgets = {event: times for event, times in counted.items() if isinstance(event, RecordBudgetEvent)}
-    if not counted or budgets:
+    if budgets:
         epsilon = _promised(budgets, len(budgets) == len(counted), delta)
         return Cost(epsilon=epsilon, delta=delta, neighbours="zero out one", accountant="each client's own")
     return accountant.cost(releases(counted), delta, **{"neighbours": neighbours_of(counted), **options})
@@ -197,8 +197,6 @@ def cost(events: Events, delta: float, **options: Any) -> Cost:
 
 def _promised(budgets: Mapping[RecordBudgetEvent, int], are_all: bool, delta: float) -> float:
     """What rounds cost of which only the budget of all of them is known; infinite where it does not cover them."""
-    if not budgets:
-        return 0.0
     (event, times), *others = budgets.items()
     is_covered = are_all and not others and times <= event.num_rounds and delta >= event.delta
     return event.epsilon if is_covered else math.inf

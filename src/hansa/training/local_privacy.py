@@ -54,7 +54,8 @@ class RecordNoise:
         if self.batch_size is not None and self.optimizer.epsilon is not None:
             assert self.optimizer.delta is not None
             return RecordBudgetEvent(epsilon=self.optimizer.epsilon, delta=self.optimizer.delta, num_rounds=num_rounds)
-        return RecordEvent(noise_multiplier=noise_multiplier_of(self.optimizer, 1, None), num_steps=self.num_steps)
+        multiplier = noise_multiplier_of(self.optimizer, 1, None, self.num_steps)
+        return RecordEvent(noise_multiplier=multiplier, num_steps=self.num_steps)
 
 
 def record_noise(federation: Federation) -> RecordNoise | None:

@@ -17,11 +17,10 @@ from hansa.core.protocols import Aggregate, Plan, Updates
 from hansa.core.round import Context, ServerState
 from hansa.core.tasks import Parts
 from hansa.federation import Federation
-from hansa.learners.dp_sgd import steps_of
-from hansa.local_training import DPSGD, local_training
+from hansa.local_training import DPSGD
 from hansa.privacy import events
 from hansa.privacy.accountant import Everyone, Neighbours, PoissonSampling, Release, Sampling, Turn, cost
-from hansa.privacy.events import Event
+from hansa.privacy.events import Event, RecordBudgetEvent
 from hansa.privacy.ledger import Entry, Ledger
 from hansa.training.local_privacy import record_noise
 from hansa.training.schedule import Schedule
@@ -46,12 +45,12 @@ def bound_locally(federation: Federation, schedule: Schedule) -> Federation:
     """The federation with clients' own noise sized for the planned rounds: each client does this for itself."""
     optimizer = getattr(federation.algorithm, "client_optimizer", None)
     if isinstance(optimizer, DPSGD) and optimizer.epsilon is not None:
-        steps = schedule.num_rounds * steps_of(local_training(federation.algorithm, 0))
-        algorithm = replace(federation.algorithm, client_optimizer=replace(optimizer, num_steps=steps))
+        sized = replace(optimizer, num_rounds=schedule.num_rounds)
+        algorithm = replace(federation.algorithm, client_optimizer=sized)
         return replace(federation, algorithm=algorithm)
     if any(getattr(t, "adds_local_noise", False) for t in federation.transforms):
         transforms = tuple(
-            _calibrated(t, schedule, 1) if getattr(t, "adds_local_noise", False) else t for t in federation.transforms
+            _sized_locally(t, schedule) if getattr(t, "adds_local_noise", False) else t for t in federation.transforms
         )
         return replace(federation, transforms=transforms)
     return federation
@@ -233,6 +232,12 @@ def _calibrated(noise: Any, schedule: Schedule, num_clients: int) -> Any:
     return replace(noise, epsilon=None, noise_multiplier=found, budget=noise.epsilon)
 
 
+def _sized_locally(noise: Any, schedule: Schedule) -> Any:
+    """A client's own noise, calibrated, with the number of rounds beyond which the client does not report."""
+    sized = _calibrated(noise, schedule, 1)
+    return sized if sized is noise else replace(sized, num_rounds=schedule.num_rounds)
+
+
 @lru_cache(maxsize=64)
 def _multiplier(counted: Counted, epsilon: float, delta: float) -> float:
     """The least noise multiplier for a run of these events."""
@@ -241,6 +246,8 @@ def _multiplier(counted: Counted, epsilon: float, delta: float) -> float:
 
 def _cost(counted: Counter[Event], delta: float, interval: float) -> float:
     """Epsilon of events, each so many times."""
+    if any(isinstance(event, RecordBudgetEvent) for event in counted):
+        return events.cost(counted, delta).epsilon
     return _cost_of(tuple(events.releases(counted)), delta, events.neighbours_of(counted), interval)
 
 

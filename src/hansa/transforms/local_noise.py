@@ -34,8 +34,9 @@ class LocalGaussianNoise(Transform):
 
     Give ``noise_multiplier``, or ``epsilon`` and ``delta`` together: of a client that takes part in every round of the
     schedule. Put a ``Clip`` before it; what comes after it (``Quantize``, say) works on noisy values and costs nothing.
-    Every client weighs the same: the number of its examples does not leave. ``CheckError`` at the client without a
-    bound, with columns beside the update, or where epsilon was not calibrated by a schedule.
+    Every client weighs the same: the number of its examples does not leave. A schedule fills in ``budget`` and
+    ``num_rounds``, for which the noise is sized: a client answers no round beyond. ``CheckError`` at the client without
+    a bound, with columns beside the update, or where epsilon was not calibrated by a schedule.
 
     >>> from hansa.core.key import Key
     >>> block, keys = Updates(("a",), np.zeros((1, 1000), np.float32), np.ones(1)), [Key.of(0)]
@@ -49,6 +50,7 @@ class LocalGaussianNoise(Transform):
     epsilon: float | None = None
     delta: float | None = None
     budget: float | None = None
+    num_rounds: int | None = None
 
     adds_local_noise = True
     needs_bound = True
@@ -100,6 +102,7 @@ class LocalLaplaceNoise(Transform):
     epsilon: float | None = None
     delta: float = 0.0
     budget: float | None = None
+    num_rounds: int | None = None
 
     adds_local_noise = True
 
