@@ -60,7 +60,9 @@ class Leaks:
     views: tuple[str, ...]
     method: str
     readbacks: tuple[Readback, ...]
-    together: Readback | None  # the mean of all of the client's rows, and what one update on all of them gives
+    together: tuple[
+        Readback, ...
+    ]  # of one update on several rows: each of them, or their mean where a mixture comes back
     members: Mapping[str, Membership]
     num_rows: tuple[int, int]  # members and others
     feature_names: tuple[str, ...] | None
@@ -92,13 +94,14 @@ def find_leaks(
     victim = bare.prepared(source(client)[0], runs[RAW].totals)
     inverter = _Inverter(app, own, bare, runs[RAW].totals, victim, len(population), seed)
     views = (RAW, *((SERVER,) if own.transforms else ()), *((RELEASED,) if noise_of(own) else ()))
-    readbacks = tuple(inverter.row(row, views) for row in inverter.chosen(num_rows))
+    chosen = inverter.chosen(num_rows)
+    readbacks = tuple(one for row in chosen for one in inverter.rows([row], views))
     return Leaks(
         client=client,
         views=views,
         method=inverter.method,
         readbacks=readbacks,
-        together=inverter.together(views),
+        together=inverter.mixture(views) if inverter.is_closed else inverter.rows(chosen, views),
         members=told,
         num_rows=(len(members), len(others)),
         feature_names=getattr(victim, "feature_names", None),
@@ -135,21 +138,32 @@ class _Inverter:
         rows = [int(row) for row in order][:count]
         return rows + [row for row in range(len(self.victim)) if row not in rows][: max(0, count - len(rows))]
 
-    def row(self, number: int, views: Sequence[str]) -> Readback:
-        """One row: the update of a client that holds nothing else."""
-        rows = self.victim.take([number])
-        found = {view: self._inverted(update, rows)[0] for view, update in self._updates(rows, views).items()}
-        label = float("nan") if rows.y is None else float(np.ravel(rows.y)[0])
-        return Readback(truth=np.asarray(rows.x[0], np.float32), label=label, found=found)
+    @property
+    def is_closed(self) -> bool:
+        """Whether a division gives the row back."""
+        return self._layer is not None
 
-    def together(self, views: Sequence[str]) -> Readback | None:
-        """All rows of the client in one update, where the closed form gives one answer."""
-        if self._layer is None or len(self.victim) < 2:
-            return None
+    def rows(self, numbers: Sequence[int], views: Sequence[str]) -> tuple[Readback, ...]:
+        """Rows of one update, of a client that holds nothing else."""
+        rows = self.victim.take(numbers)
+        found = {view: self._inverted(update, rows) for view, update in self._updates(rows, views).items()}
+        return tuple(
+            Readback(
+                truth=np.asarray(rows.x[i], np.float32),
+                label=float("nan") if rows.y is None else float(np.ravel(rows.y[i])[0]),
+                found={view: several[i] for view, several in found.items()},
+            )
+            for i in range(len(rows))
+        )
+
+    def mixture(self, views: Sequence[str]) -> tuple[Readback, ...]:
+        """All rows of the client in one update, of which a division gives a mean."""
+        if len(self.victim) < 2:
+            return ()
         updates = self._updates(self.victim, views)
         found = {view: self._inverted(update, self.victim)[0] for view, update in updates.items()}
         truth = np.asarray(self.victim.x, np.float32).mean(axis=0)
-        return Readback(truth=truth, label=float("nan"), found=found)
+        return (Readback(truth=truth, label=float("nan"), found=found),)
 
     def _updates(self, rows: Any, views: Sequence[str]) -> dict[str, Floats]:
         """The first round's update on some rows, as each viewer sees it: others' part of the mean is known."""

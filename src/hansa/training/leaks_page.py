@@ -108,15 +108,20 @@ def _rows(found: Leaks) -> Section:
 
 
 def _together(found: Leaks) -> list[Section]:
-    one = found.together
-    if one is None:
+    several = found.together
+    if not several:
         return []
-    title, lead = f"All rows of {found.client} in one update", "What comes back is a mixture; beside it their mean."
-    if as_image(one.truth) is None:
-        panel = Panel(title="Mean of the rows", table=_values(found, one))
+    if len(several) > 1:
+        title, first = f"{len(several)} rows in one update", "row"
+        lead = "The labels are taken as known; they tell which row is which."
     else:
-        panel = Panel(title="Pictures", svg=_pictures([one], ["mean of the rows", *found.views], title))
-    return [Section(title=title, lead=lead, panels=[panel], wide=True)]
+        title, first = f"All rows of {found.client} in one update", "mean of the rows"
+        lead = "What comes back is a mixture; beside it the mean of the rows."
+    if as_image(several[0].truth) is None:
+        panels = [Panel(title=first, table=_values(found, one)) for one in several]
+    else:
+        panels = [Panel(title="Pictures", svg=_pictures(several, [first, *found.views], title))]
+    return [Section(title=title, lead=lead, panels=panels, wide=True)]
 
 
 def _values(found: Leaks, one: Readback) -> Table:
