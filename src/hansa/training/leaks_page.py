@@ -116,7 +116,7 @@ def _together(found: Leaks) -> list[Section]:
         lead = "The labels are taken as known; they tell which row is which."
     else:
         title, first = f"All rows of {found.client} in one update", "mean of the rows"
-        lead = "What comes back is a mixture; beside it the mean of the rows."
+        lead = "What comes back is a mixture by the rows' errors; beside it their plain mean."
     if as_image(several[0].truth) is None:
         panels = [Panel(title=first, table=_values(found, one)) for one in several]
     else:
