@@ -108,6 +108,9 @@ def _print(screen: Console, found: Audit) -> None:
     table.add_row(
         "  one-shot audit", f"at least {found.one_shot.epsilon:.3g}", "canaries' cosines; taken for independent"
     )
+    for level in found.levels[1:]:
+        words = f"at delta {level.delta:g}, where the same releases claim {level.claimed:.3g}"
+        table.add_row("  one-shot audit", f"at least {level.proved:.3g}", words)
     table.add_row("estimate", f"{found.estimate:.3g}", "one-shot audit; no bound")
     screen.print(table)
     screen.print(f"[{'red' if found.is_broken else 'green'}]{found.verdict}[/]")

@@ -80,10 +80,18 @@ def _figures(found: Audit) -> Section:
             f"{figure(shot.threshold)} or more, {shot.false_positives:.2g} of random directions do; takes canaries for "
             "independent",
         ),
+        *(
+            (
+                f"at delta {power(level.delta)}",
+                f"at least {figure(level.proved)} by the one-shot audit; {figure(level.claimed)} is claimed",
+            )
+            for level in found.levels[1:]
+        ),
         ("one-shot audit, estimate", f"{figure(found.estimate)}: two normal curves; no bound"),
     ]
     lead = (
-        f"All at delta {power(found.claim.delta)}. The two bounds share the doubt: together they keep the confidence."
+        f"At delta {power(found.claim.delta)} unless it says another. The two bounds share the doubt: together they "
+        "keep the confidence."
     )
     return Section(title="Epsilon", lead=lead, facts=facts)
 
