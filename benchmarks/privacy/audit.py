@@ -1,6 +1,6 @@
 """How much an audit proves: correct mechanisms and broken ones, several claims, 20 seeds.
 
-    python benchmarks/privacy/audit.py                    # two minutes on two cores
+    python benchmarks/privacy/audit.py                    # some four minutes
     python benchmarks/privacy/audit.py --canaries 4000 --seeds 5
 
 Each line is a mechanism of the tests (``tests/support_audit.py``), attacked through the whole chain: the lower bound as

@@ -247,6 +247,7 @@ class _Trial:
         observed = Observed()
         federation = self._with(Canaries(self.own.algorithm, ids, directions, self._scale(), observed))
         out = frozenset(client for client, came in zip(ids, took_part, strict=True) if not came)
+        everyone = (*self.population.ids, *ids)
         site = InProcess().open(federation, self._rows(ids), key.child("secrets"), keep=True)
         try:
             Loop(
@@ -254,7 +255,7 @@ class _Trial:
                 schedule=self._schedule(out, observed),
                 runtime=site,
                 key=key,
-                clients=lambda: (*self.population.ids, *ids),
+                clients=lambda: everyone,
                 params=initial_params(self.own, key, self._start_from),
             ).run()
         finally:
