@@ -1,4 +1,4 @@
-"""Commands: ``hansa demo | simulate | check | serve | invite | revoke | join | status | log | report | compare``."""
+"""Commands: ``hansa demo | simulate | check | audit | serve | join | ...``, one function each."""
 
 from __future__ import annotations
 
@@ -154,6 +154,35 @@ def check(
     from hansa.commands.check import run_check
 
     run_check(app_file, data, settings or [])
+
+
+@app.command()
+def audit(
+    app_file: AppFile,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder: each file is one client.")] = None,
+    show: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="claim: attack the claimed epsilon with canaries. leaks: what an attacker gets from an update and "
+            "from the model, with and without the app's settings, in pictures.",
+        ),
+    ] = "claim",
+    canaries: Annotated[int, typer.Option(help="Clients of the auditor's own; more find more.")] = 1000,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to attack (default: the schedule's).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the canaries and the noise.")] = 0,
+    settings: Settings = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where audit.json and the page go; a run directory shows them.")
+    ] = Path("hansa-audit"),
+) -> None:
+    """Attack the app's privacy in a simulation: how much epsilon must be at least, beside what is claimed.
+
+    Exit status 1 where the claim is broken. Example: [bold]hansa audit heart.py --data hospitals/ --out run[/bold]
+    """
+    from hansa.commands.audit import run_audit
+
+    run_audit(app_file, data, settings or [], show, canaries, rounds, seed, out)
 
 
 @app.command()

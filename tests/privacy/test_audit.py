@@ -19,7 +19,7 @@ from hansa.privacy.audit import (
     one_shot_estimate,
 )
 from hansa.training.audit import audit
-from support_audit import NoClip, SkewedMean, TwiceAsOften, controls, federation, population
+from support_audit import HalvedNoise, NoClip, SkewedMean, TwiceAsOften, controls, federation, population
 
 SEEDS = range(20)
 
@@ -109,10 +109,10 @@ def test_the_audit_keeps_under_a_correct_claim_and_breaks_each_broken_one_over_2
 
 def test_a_client_sampled_twice_as_often_breaks_the_claim_of_poisson_sampling_over_20_seeds():
     pytest.importorskip("dp_accounting")
-    clients, one = population(1200, 2), federation(1200, noise=hansa.GaussianNoise(noise_multiplier=2.0, delta=1e-3))
+    clients, one = population(1000, 2), federation(1000, noise=hansa.GaussianNoise(noise_multiplier=2.0, delta=1e-3))
     for sampler in (hansa.Poisson(), TwiceAsOften()):
-        schedule = hansa.Schedule(num_rounds=24, cohort_size=1, sampler=sampler)
-        found = [audit(one, clients, schedule, num_canaries=300, seed=seed).is_broken for seed in SEEDS]
+        schedule = hansa.Schedule(num_rounds=20, cohort_size=1, sampler=sampler)
+        found = [audit(one, clients, schedule, num_canaries=250, seed=seed).is_broken for seed in SEEDS]
         assert found == [isinstance(sampler, TwiceAsOften)] * len(SEEDS)
 
 
@@ -122,6 +122,19 @@ def test_the_one_run_bound_alone_breaks_a_claim_that_is_far_off():
         one = federation(3000, noise=noise, mean=mean)
         found = audit(one, population(3000), hansa.Schedule(num_rounds=1), num_canaries=600)
         assert (found.one_run.epsilon > found.claim.epsilon) == is_broken
+
+
+def test_what_breaks_a_small_claim_shows_at_a_large_delta_first():
+    options = {"noise_multiplier": 2.8, "delta": 1e-5}
+    for noise in (hansa.GaussianNoise(**options), HalvedNoise(**options)):
+        one = federation(4000, noise=noise)
+        found = audit(one, population(4000), hansa.Schedule(num_rounds=2), num_canaries=1000)
+        for level in found.levels:
+            assert level.claimed == pytest.approx(gaussian.epsilon(level.delta, 2.8, 2), rel=1e-3)
+        is_broken = [level.is_broken for level in found.levels]
+        assert [level.delta for level in found.levels] == [1e-5, 1e-3, 1e-2, 1e-1]
+        assert is_broken == ([False, True, True, True] if isinstance(noise, HalvedNoise) else [False] * 4)
+        assert found.verdict.startswith("the claim is broken" if any(is_broken) else "consistent with the claim")
 
 
 def test_a_short_vector_gets_its_canaries_in_many_runs():

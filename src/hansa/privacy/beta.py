@@ -8,6 +8,7 @@ evaluated by Lentz's method in logarithms, so that tails far below 1e-300 keep t
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from hansa.core.errors import InputError
 
@@ -30,6 +31,7 @@ def log_beta_cdf(x: float, a: float, b: float) -> float:
     return math.log1p(-min(1.0, math.exp(_log_near_zero(1 - x, b, a)))) if x < 1 else 0.0
 
 
+@lru_cache(maxsize=4096)
 def lower_limit(successes: int, trials: int, confidence: float = 0.95) -> float:
     """The share that, with ``confidence``, the true one is not below, for ``successes`` of ``trials``: one-sided.
 
@@ -64,6 +66,7 @@ def upper_limit(successes: int, trials: int, confidence: float = 0.95) -> float:
     return 1.0 - lower_limit(trials - successes, trials, confidence)
 
 
+@lru_cache(maxsize=4096)
 def log_cosine_tail(cosine: float, dimensions: int) -> float:
     """Log of the chance that a direction drawn evenly has at least this cosine with a fixed vector.
 

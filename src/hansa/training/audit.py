@@ -40,17 +40,36 @@ CONFIDENCE = 0.95
 _DELTA = 1e-5
 _LONG = 1e4  # times the norm bound: what a canary sends, for the clip to cut
 _FEWEST = 8  # canaries of one run, however short the model's vector
+_LARGE = (1e-3, 1e-2, 1e-1)  # deltas at which few canaries tell much
+_FINE, _COARSE = 1e-4, 1e-3  # intervals of privacy losses: for the claim as it is stated, and at large deltas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """What is claimed and what was proved of epsilon at one delta."""
+
+    delta: float
+    claimed: float
+    proved: float
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether more was proved than is claimed."""
+        return self.proved > self.claimed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """What the attack found: ``lower_bound`` holds with ``confidence``; ``estimate`` is the likely value, no bound.
 
+    ``levels`` are the claim's own delta and larger ones: a mechanism has an epsilon at each, and what is broken by
+    little shows at a large delta first. The one-shot bound holds at all of them at once, with one confidence.
     ``cosines`` (num_canaries,) in units of their deviation where a canary took no part, and ``took_part`` are what the
     bounds were made from.
     """
 
     claim: Cost
+    levels: tuple[Level, ...]
     confidence: float
     num_rounds: int
     num_canaries: int
@@ -64,33 +83,34 @@ class Audit:
 
     @property
     def lower_bound(self) -> float:
-        """The larger of the two bounds; each leaves half of the doubt, so that together they keep the confidence."""
-        return max(self.one_run.epsilon, self.one_shot.epsilon)
+        """At the claim's delta: the larger of two bounds that leave half of the doubt each."""
+        return self.levels[0].proved
 
     @property
     def is_broken(self) -> bool:
         """Whether the mechanism does not keep the claim, with the stated confidence."""
-        return self.lower_bound > self.claim.epsilon
+        return any(level.is_broken for level in self.levels)
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        share, found, claimed = f"{self.confidence:.0%}", f"{self.lower_bound:.3g}", f"{self.claim.epsilon:.3g}"
+        level = next((level for level in self.levels if level.is_broken), self.levels[0])
+        said = (
+            f"with {self.confidence:.0%} confidence epsilon is at least {level.proved:.3g} at delta {level.delta:.0e}, "
+            f"for which {level.claimed:.3g} is claimed"
+        )
         if self.is_broken:
             return (
-                f"the claim is broken: with {share} confidence epsilon is at least {found}, and {claimed} is claimed "
-                f"at delta {self.claim.delta:.0e}; something between clip, weights, sampling and noise is not what "
-                "the accounting takes it for"
+                f"the claim is broken: {said}; something between clip, weights, sampling and noise is not what the "
+                "accounting takes it for"
             )
-        return (
-            f"consistent with the claim: with {share} confidence epsilon is at least {found}, and {claimed} is "
-            f"claimed at delta {self.claim.delta:.0e}; an attack that finds nothing proves nothing"
-        )
+        return f"consistent with the claim: {said}; an attack that finds nothing proves nothing"
 
     def as_json(self) -> dict[str, Any]:
         """Numbers and names, for ``audit.json``."""
         return {
-            "claimed": {**asdict(self.claim)},
+            "claimed": asdict(self.claim),
+            "levels": [asdict(level) for level in self.levels],
             "confidence": self.confidence,
             "lower_bound": self.lower_bound,
             "estimate": self.estimate if math.isfinite(self.estimate) else None,
@@ -150,7 +170,7 @@ def audit(
     own = bound(federation, schedule, len(population))
     noise = noise_of(own)
     delta = _DELTA if noise.delta is None else noise.delta
-    claim = _claim(tuple(Counter(planned(noise, schedule, len(population))[:rounds]).items()), delta)
+    counted = tuple(Counter(planned(noise, schedule, len(population))[:rounds]).items())
     trial = _Trial(own, population, schedule, rounds, Key.of(seed).child("audit"), holdout, start_from)
     sizes = trial.sizes(num_canaries)
     found = []
@@ -160,25 +180,38 @@ def audit(
             on_run(number + 1, len(sizes))
     scores, took_part = (np.concatenate(parts) for parts in zip(*found, strict=True))
     each = 1 - (1 - confidence) / 2
+    one_run = one_run_bound(scores, took_part, delta, each)
+    shots = [one_shot_bound(scores[took_part], trial.num_params, at, each) for at in (delta, *_above(delta))]
+    claims = [_claim(counted, delta, _FINE), *(_claim(counted, at, _COARSE) for at in _above(delta))]
+    levels = [
+        Level(delta=claim.delta, claimed=claim.epsilon, proved=shot.epsilon)
+        for claim, shot in zip(claims, shots, strict=True)
+    ]
+    levels[0] = replace(levels[0], proved=max(one_run.epsilon, shots[0].epsilon))
     return Audit(
-        claim=claim,
+        claim=claims[0],
+        levels=tuple(levels),
         confidence=confidence,
         num_rounds=rounds,
         num_canaries=num_canaries,
         num_runs=len(sizes),
         num_params=trial.num_params,
-        one_run=one_run_bound(scores, took_part, delta, each),
-        one_shot=one_shot_bound(scores[took_part], trial.num_params, delta, each),
+        one_run=one_run,
+        one_shot=shots[0],
         estimate=one_shot_estimate(scores[took_part], trial.num_params, delta),
         cosines=scores * math.sqrt(trial.num_params),
         took_part=took_part,
     )
 
 
+def _above(delta: float) -> list[float]:
+    return [large for large in _LARGE if large > delta]
+
+
 @lru_cache(maxsize=64)
-def _claim(counted: Counted, delta: float) -> Cost:
-    """Epsilon of events, each so many times, as ``hansa check`` states it."""
-    return events.cost(dict(counted), delta)
+def _claim(counted: Counted, delta: float, interval: float) -> Cost:
+    """Epsilon of events, each so many times."""
+    return events.cost(dict(counted), delta, interval=interval)
 
 
 class _Trial:
@@ -214,6 +247,7 @@ class _Trial:
         observed = Observed()
         federation = self._with(Canaries(self.own.algorithm, ids, directions, self._scale(), observed))
         out = frozenset(client for client, came in zip(ids, took_part, strict=True) if not came)
+        everyone = (*self.population.ids, *ids)
         site = InProcess().open(federation, self._rows(ids), key.child("secrets"), keep=True)
         try:
             Loop(
@@ -221,7 +255,7 @@ class _Trial:
                 schedule=self._schedule(out, observed),
                 runtime=site,
                 key=key,
-                clients=lambda: (*self.population.ids, *ids),
+                clients=lambda: everyone,
                 params=initial_params(self.own, key, self._start_from),
             ).run()
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from hansa.training.report_audit import audit_panel
 from hansa.training.report_charts import Line, line_chart
 from hansa.training.report_client_charts import MAX_ROWS, class_styles, distribution, stacked_columns, stacked_rows
 from hansa.training.report_clients import clients_section
@@ -122,7 +123,8 @@ def _privacy(run: RunRecord) -> Section:
         line = Line(name="epsilon", x=[row["round"] or 0.0 for row in run.history], y=by_round)
         svg = line_chart([line], title="epsilon by round", zero=True, width=480.0)
         panels.append(Panel(title="Privacy spent", hint="epsilon, since the start", svg=svg))
-    bodies = _bodies(run)
+    audited, bodies = audit_panel(run), _bodies(run)
+    panels += [audited] if audited else []
     if bodies:
         panels.append(Panel(title="Everything that was sent", hint="bodies by kind", table=bodies))
     facts = [(str(name), str(fact)) for name, fact in mapping(stated.get("facts")).items()]
