@@ -47,7 +47,8 @@ def statement(
     count = released.total()
     sizes = sorted({event.noise_multiplier for event in released})
     noises = f"noise multiplier {', '.join(f'{size:.4g}' for size in sizes)}, " if sizes else ""
-    together = _together(released)
+    together = _together(released, noises)
+    sums = f"noisy sums{together}" if together else f"noisy sums, {type(noise).__name__}"
     spent = f"epsilon {main['epsilon']:.3g} at delta {main['delta']:.1g}"
     facts = {
         "setting": "central: the server adds the noise, and sees each client's clipped update before it",
@@ -55,8 +56,7 @@ def statement(
         "neighbours": _RELATIONS[relation],
         "sampling": _sampling(released),
         "accountant": accountant,
-        "released": f"{count} noisy sums, {type(noise).__name__}{together}: every released model, and all that is made "
-        "of them",
+        "released": f"{count} {sums}: every released model, and all that is made of them",
         "not covered": "who took part, sizes and times in the run directory, which is the server's own; other runs on "
         "the same data, those that chose the settings among them, add to this",
     }
@@ -65,7 +65,7 @@ def statement(
     if simulated:
         facts["simulation"] = "noise and sampling came from the run's seed: whoever knows the seed can remove the noise"
     text = (
-        f"Central noise on the mean of clipped updates, {noises}{count} releases{together}: {spent} "
+        f"Central noise on the mean of clipped updates, {'' if together else noises}{count} releases{together}: {spent} "
         f"({_tier(main['epsilon'])}). "
         f"Unit: one client; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
         f"accountant: {accountant}. The server sees each client's clipped update before the noise."
@@ -95,12 +95,10 @@ def _figure(released: Counter[Event], delta: float) -> dict[str, Any]:
     return {"delta": delta, "epsilon": best.epsilon, "accountant": best.accountant, "rdp": beside}
 
 
-def _together(released: Counter[Event]) -> str:
-    """That correlated releases are one, and by which strategy."""
+def _together(released: Counter[Event], noises: str) -> str:
+    """That correlated releases are one, of which noise multiplier, and by which strategy."""
     names = {type(event.mechanism.strategy).__name__ for event in released if isinstance(event, MatrixEvent)}
-    if not names:
-        return ""
-    return f" that are together one Gaussian mechanism with that noise multiplier (correlated noise, {min(names)})"
+    return f" that are one Gaussian mechanism together ({noises}correlated by {min(names)})" if names else ""
 
 
 def _sampling(released: Counter[Event]) -> str:
