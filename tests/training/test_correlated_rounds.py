@@ -165,7 +165,12 @@ def test_the_statement_says_that_rounds_are_one_mechanism_and_that_nothing_is_am
     schedule = Schedule(**TURNS)
     own = bound(private(), schedule, 40)
     said = statement(own, Counter(planned(noise_of(own), schedule, 40)), 40, simulated=False)
-    for part in ("12 releases that are together one Gaussian mechanism", "BLT", "one round of 4", "no amplification"):
+    for part in (
+        "12 releases that are one Gaussian mechanism together (noise multiplier ",
+        "correlated by BLT",
+        "one round of 4",
+        "no amplification",
+    ):
         assert part in said["statement"]
     assert "checkpoints" in said["facts"]["not covered"]
     assert said["epsilon"] == pytest.approx(6.0, rel=1e-3)

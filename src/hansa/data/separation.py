@@ -1,9 +1,9 @@
 """``MinSeparation``: groups of clients take turns, so that nobody takes part in two rounds that are near each other.
 
 The participation schema of Choquette-Choo, Ganesh, McKenna, McMahan, Rush, Thakurta and Xu, "(Amplified) banded matrix
-factorization: a unified approach to private training", NeurIPS 2023, section 2, and of Xu, Zhang, Andrew, Choquette,
+factorization: a unified approach to private training", NeurIPS 2023, and of Xu, Zhang, Andrew, Choquette,
 Kairouz, McMahan, Rosenstock and Zhang, "Federated learning of Gboard language models with differential privacy", ACL
-industry track 2023, section 2. Difference: there each client counts the rounds since its last one; here groups are
+industry track 2023. Difference: there each client counts the rounds since its last one; here groups are
 fixed, so that the server sees to it, and a client's rounds are whole turns apart.
 """
 

@@ -3,9 +3,9 @@
     C[t, t - j] = c_j,     c_0 = 1,     c_j = sum_i scale_i * decay_i^(j - 1)
 
 Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and near-optimal noise generation for streaming
-differential privacy", FOCS 2024 (arXiv 2404.16706), section 3; with a minimum separation McMahan, Xu and Zhang, "A
+differential privacy", FOCS 2024 (arXiv 2404.16706); with a minimum separation McMahan, Xu and Zhang, "A
 hassle-free algorithm for strong differential privacy in federated learning systems", EMNLP industry track 2024 (arXiv
-2408.08868), sections 3 and 4. The inverse is a BLT too: with
+2408.08868). The inverse is a BLT too (lemma 5.2 of the one, algorithm 5 of the other): with
 
     c(x) = prod_i (1 - zero_i x) / (1 - decay_i x),     0 <= zero_1 < decay_1 < zero_2 < decay_2 < ... < 1
 

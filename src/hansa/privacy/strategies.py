@@ -59,8 +59,8 @@ class Tree:
     """Tree aggregation: rounds are the leaves of a binary tree, and a sum of rounds gets the noise of a few nodes.
 
     Kairouz, McMahan, Song, Thakkar, Thakurta and Xu, "Practical and private (deep) learning without sampling or
-    shuffling", ICML 2021, algorithm 1 and appendix B. Difference: a sum is read from the fewest nodes, and Honaker's
-    estimator (appendix B.1) is left out, so that a round has one fresh node (the rows of C make a Fenwick tree).
+    shuffling", ICML 2021, algorithm 1. Difference: a sum is read from the fewest nodes, and Honaker's
+    estimator is left out, so that a round has one fresh node (the rows of C make a Fenwick tree).
     A stream remembers one vector a level: log2(num_rounds) of them.
 
     >>> Tree().applied(np.array([1.0, 0.0, 0.0, 0.0]))  # the first round is in the nodes that end at rounds 1, 2 and 4
@@ -107,7 +107,7 @@ class Banded:
         C[t, t - j] = c_j for j < width, 0 beyond;     sum_j c_j x^j = (1 - x)^(-1/2)
 
     The square root is Fichtenberger, Henzinger and Upadhyay's, "Constant matters: fine-grained error bound on
-    differentially private continual observation", ICML 2023, section 1; cut to a band it is Kalinin and Lampert's,
+    differentially private continual observation", ICML 2023; cut to a band it is Kalinin and Lampert's,
     "Banded square root matrix factorization for differentially private model training", NeurIPS 2024. Difference
     from McKenna, "Scaling up the banded matrix factorization mechanism for large scale differentially private ML",
     2024: there the coefficients are optimised, which for 2,000 rounds and a width of 100 has 9 % less noise.

@@ -57,11 +57,12 @@ def statement(
     count = released.total()
     sizes = sorted({event.noise_multiplier for event in released if hasattr(event, "noise_multiplier")})
     noises = f"noise multiplier {', '.join(f'{size:.4g}' for size in sizes)}, " if sizes else ""
-    together = _together(released)
+    together = _together(released, noises)
+    sums = f"noisy sums{together}" if together else f"noisy sums, {type(noise).__name__}"
     spent = f"epsilon {main['epsilon']:.3g} at delta {main['delta']:.1g}"
     facts = {"sampling": _sampling(released), "accountant": accountant}
     is_local = federation.is_locally_private
-    facts |= facts_of(noise, count) if is_local else _central_facts(noise, released)
+    facts |= facts_of(noise, count) if is_local else _central_facts(released, sums, is_remembered=bool(together))
     of_records = any(getattr(transform, "bounds_records", False) for transform in federation.transforms)
     facts |= _RECORD_FACTS if of_records else {}
     title, trust = facts.pop("title"), facts.pop("trust")
@@ -70,7 +71,7 @@ def statement(
     unit = facts["unit"] if is_local or of_records else "one client"
     times = "rounds" if is_local else "releases"
     text = (
-        f"{title}, {noises}{count} {times}{together}: {spent} ({_tier(main['epsilon'])}). "
+        f"{title}, {'' if together else noises}{count} {times}{together}: {spent} ({_tier(main['epsilon'])}). "
         f"Unit: {unit}; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
         f"accountant: {accountant}. {trust}"
     )
@@ -83,22 +84,20 @@ def statement(
     }
 
 
-def _central_facts(noise: Any, released: Counter[Event]) -> dict[str, str]:
+def _central_facts(released: Counter[Event], sums: str, *, is_remembered: bool) -> dict[str, str]:
     """What is said of noise that the server adds."""
-    together = _together(released)
     not_covered = (
         "who took part, sizes and times in the run directory, which is the server's own; other runs on "
         "the same data, those that chose the settings among them, add to this"
     )
-    if together:
+    if is_remembered:
         not_covered += "; checkpoints, which hold the noise that later rounds take back"
     return {
         "title": "Central noise on the mean of clipped updates",
         "setting": "central: the server adds the noise, and sees each client's clipped update before it",
         "unit": "one client, with all its data and all its rounds",
         "neighbours": _RELATIONS[events.neighbours_of(released)],
-        "released": f"{released.total()} noisy sums, {type(noise).__name__}{together}: every released model, and all "
-        "that is made of them",
+        "released": f"{released.total()} {sums}: every released model, and all that is made of them",
         "not covered": not_covered,
         "trust": "The server sees each client's clipped update before the noise.",
     }
@@ -137,12 +136,10 @@ def _figure(released: Counter[Event], delta: float) -> dict[str, Any]:
     return {"delta": delta, "epsilon": best.epsilon, "accountant": best.accountant, "rdp": beside}
 
 
-def _together(released: Counter[Event]) -> str:
-    """That correlated releases are one, and by which strategy."""
+def _together(released: Counter[Event], noises: str) -> str:
+    """That correlated releases are one, of which noise multiplier, and by which strategy."""
     names = {type(event.mechanism.strategy).__name__ for event in released if isinstance(event, MatrixEvent)}
-    if not names:
-        return ""
-    return f" that are together one Gaussian mechanism with that noise multiplier (correlated noise, {min(names)})"
+    return f" that are one Gaussian mechanism together ({noises}correlated by {min(names)})" if names else ""
 
 
 def _sampling(released: Counter[Event]) -> str:
