@@ -59,7 +59,7 @@ class Task:
 TASKS = {
     "geyer100": Task(
         num_clients=100, delta=1e-3, bar=0.81, published=0.78, rate=1.0, num_rounds=60,
-        client_learning_rate=0.1, local_steps=25, clip=0.4, server_learning_rate=0.7,
+        client_learning_rate=0.1, local_steps=25, clip=0.8, server_learning_rate=0.5, server_momentum=0.0,
     ),
     "geyer1000": Task(
         num_clients=1000, delta=1e-5, bar=0.91, published=0.92, rate=1.0, num_rounds=100,
