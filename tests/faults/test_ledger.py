@@ -32,7 +32,7 @@ _AFTER = _ALL[_DURABLE : _ALL.index("coordinator.release.named") + 1]
 NAMES = ("berlin", "paris", "rome")
 
 
-def test_killed_at_every_point_between_secret_and_publication_each_release_has_its_entry(reference, fast):
+def test_case_40_killed_between_noise_ledger_and_release_each_release_has_its_entry(reference, fast):
     """The bits, the ledger and the owners' records are those that the checkers of a noisy trial ask for."""
     reached = reference.noisy.reached(COORDINATOR)
     before = [name for name in _BEFORE if "train-1" in reached.get(name, ())]

@@ -323,6 +323,7 @@ def test_noise_that_the_client_adds_itself_is_as_large_as_its_own_app_has_it():
         (federation(), UPDATE, TOLD[:1]),
         (federation(), UPDATE, (*TOLD, None)),
         (federation(transforms=(hansa.AdaptiveClip(), NOISE)), UPDATE, TOLD),
+        (hansa.statistics.survey(hansa.statistics.Count(), noise_multiplier=1.0), UPDATE, TOLD),
     ],
 )
 def test_what_has_no_finite_price_has_none(found):

@@ -33,8 +33,8 @@ class Price(NamedTuple):
 def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -> Price | None:
     """The price of a plan in which this client learns; None where no finite price is known.
 
-    None for exact sums (evaluation, preparations), without noise, with several noises, under a mechanism that does not
-    say what it releases, and for the server's noise where the chain or the aggregator bounds no client's say. Noise
+    None for exact sums (evaluation, preparations), without noise, with several noises, for noise that hides a record and
+    not the client, under a mechanism that does not say what it releases, and for the server's noise where the chain or the aggregator bounds no client's say. Noise
     that this client adds itself is as large as its own copy of the app has it.
 
     >>> import hansa
@@ -48,7 +48,8 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
     2.0
     """
     transforms = federation.transforms
-    if slot.task != "train" or len(settings) != len(transforms):
+    of_records = any(getattr(transform, "bounds_records", False) for transform in transforms)
+    if slot.task != "train" or len(settings) != len(transforms) or of_records:
         return None
     here: list[Any] = [transform for transform in transforms if getattr(transform, "adds_local_noise", False)]
     there: list[Any] = [
