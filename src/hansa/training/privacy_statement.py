@@ -65,10 +65,10 @@ def statement(
     if simulated:
         facts["simulation"] = "noise and sampling came from the run's seed: whoever knows the seed can remove the noise"
     text = (
-        f"Central noise on the mean of clipped updates, {'' if together else noises}{count} releases{together}: {spent} "
-        f"({_tier(main['epsilon'])}). "
-        f"Unit: one client; neighbours: {facts['neighbours']}; sampling: {facts['sampling']}; "
-        f"accountant: {accountant}. The server sees each client's clipped update before the noise."
+        f"Central noise on the mean of clipped updates, {'' if together else noises}{count} releases{together}: "
+        f"{spent} ({_tier(main['epsilon'])}). Unit: one client; neighbours: {facts['neighbours']}; "
+        f"sampling: {facts['sampling']}; accountant: {accountant}. "
+        "The server sees each client's clipped update before the noise."
     )
     return {
         "statement": text,
