@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     need(options.data.is_file(), f"{options.data}: expected MNIST as an npz file, found none; give --data")
     training, test = digits.mnist(options.data)
-    screen = Console()
+    screen = Console(width=140)
     if options.tune:
         screen.print(tune(options.task or "geyer1000", training))
         return 0

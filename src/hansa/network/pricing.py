@@ -34,9 +34,9 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
     """The price of a plan in which this client learns; None where no finite price is known.
 
     None for exact sums (evaluation, preparations), without noise, with several noises, for noise that hides a record
-    and not the client, under a mechanism that does not say what it releases, and for the server's noise where the chain or
-    the aggregator bounds no client's say. Noise that this client adds itself is as large
-    as its own copy of the app has it.
+    and not the client, under a mechanism that does not say what it releases, and for the server's noise where the chain
+    or the aggregator bounds no client's say. Noise that this client adds itself is as large as its own copy of the app
+    has it.
 
     >>> import hansa
     >>> federation = Federation(
