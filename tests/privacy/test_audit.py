@@ -167,3 +167,23 @@ def test_an_audit_without_a_claim_or_enough_canaries_is_refused_with_a_sentence(
         audit(one, population(10), hansa.Schedule(num_rounds=2), num_canaries=3)
     with pytest.raises(InputError, match="--rounds: expected 1 to the schedule's 2, found 5"):
         audit(one, population(10), hansa.Schedule(num_rounds=2), num_rounds=5)
+
+
+def test_a_survey_that_hides_records_is_attacked_by_records():
+    x = np.random.default_rng(0).uniform(0, 1, (40, 1)).astype(np.float32)
+    clients = hansa.Population({name: hansa.Dataset(x) for name in ("a", "b")})
+    question = hansa.statistics.Histogram(0, edges=tuple(np.linspace(0, 1, 3001).tolist()))
+    for seed in range(5):
+        own = hansa.statistics.survey(question, epsilon=2.0, delta=1e-5)
+        assert not audit(own, clients, hansa.Schedule(num_rounds=1), num_canaries=200, seed=seed).is_broken
+
+
+def test_noise_that_clients_add_is_not_attacked_by_clients_that_add_none():
+    own = hansa.Federation(
+        learner=hansa.LinearLearner(num_features=3, num_classes=2),
+        algorithm=hansa.FedAvg(client_learning_rate=0.1),
+        transforms=(hansa.Clip(norm=1.0), hansa.LocalGaussianNoise(epsilon=8.0, delta=1e-5)),
+        aggregator=hansa.Mean(weighting="clients"),
+    )
+    with pytest.raises(hansa.InputError, match="expected noise that the server adds"):
+        audit(own, population(100), hansa.Schedule(num_rounds=2), num_canaries=50)

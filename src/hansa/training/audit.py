@@ -143,7 +143,8 @@ def audit(
     Half of the canaries take part, by coins from ``seed``. Where the model's vector is short they would drown each
     other: they are spread over several runs. ``on_run(done, of)`` is called after each.
 
-    Raises ``InputError`` for a federation without noise, and ``CheckError`` for one that does not fit together.
+    Raises ``InputError`` for a federation without noise of the server's, and ``CheckError`` for one that does not fit
+    together.
 
     >>> import hansa
     >>> rows = Dataset(np.eye(4, 199, dtype=np.float32), np.array([0, 1, 0, 1]))
@@ -160,6 +161,11 @@ def audit(
         raise InputError(
             "audit: expected a federation that adds noise, found none: its epsilon is infinite, and there is no claim "
             "to attack; hansa audit APP --show leaks shows what leaks"
+        )
+    if federation.is_locally_private:
+        raise InputError(
+            "audit: expected noise that the server adds, found noise of the clients' own: canaries, which are clients, "
+            "would add none; hansa audit APP --show leaks shows what the server sees"
         )
     if num_canaries < 2 * _FEWEST:
         raise InputError(f"--canaries: expected {2 * _FEWEST} or more, found {num_canaries}; 1000 is a good number")
@@ -272,8 +278,12 @@ class _Trial:
         return replace(self.own, algorithm=canaries, transforms=(*transforms, *((tap,) if known else ())))
 
     def _scale(self) -> float:
+        """A canary's length: of one record at most where records are hidden, else so long that the clip must cut."""
         transforms = self.own.transforms
-        return _LONG * chain.norm_bound(transforms, [t.settings(t.init(self.num_params)) for t in transforms])
+        of_records = any(getattr(transform, "bounds_records", False) for transform in transforms)
+        return (1.0 if of_records else _LONG) * chain.norm_bound(
+            transforms, [t.settings(t.init(self.num_params)) for t in transforms]
+        )
 
     def _schedule(self, out: frozenset[Client], observed: Observed) -> Schedule:
         size, count = self.schedule.num_counted(len(self.population)), len(self.population)
