@@ -129,7 +129,7 @@ def cost(
     epsilon 1.993 at delta 1.0e-05 (neighbours: add or remove one; exact)
     """
     paid = _worst_turns([release for release in releases if release.times])
-    is_pure = delta == 0 and all(release.noise == "laplace" for release in paid)
+    is_pure = delta == 0 and bool(paid) and all(release.noise == "laplace" for release in paid)
     if not (0 < delta < 1 or is_pure):
         raise InputError(f"delta: expected between 0 and 1, found {delta}")
     if not paid:

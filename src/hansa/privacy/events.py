@@ -189,6 +189,8 @@ def cost(events: Events, delta: float, **options: Any) -> Cost:
     """
     counted = Counter(events)
     budgets = {event: times for event, times in counted.items() if isinstance(event, RecordBudgetEvent)}
+    if not counted:
+        return Cost(epsilon=0.0, delta=delta, neighbours="zero out one", accountant="exact")
     if budgets:
         epsilon = _promised(budgets, len(budgets) == len(counted), delta)
         return Cost(epsilon=epsilon, delta=delta, neighbours="zero out one", accountant="each client's own")
