@@ -1,5 +1,6 @@
 """The owner's privacy budget: never overspent, never fresh again, paid before anything leaves."""
 
+import dataclasses
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from hansa.network.participant import Participant
 from hansa.network.pricing import HERE, SERVER, Price, priced
 from hansa.network.record import FILE, KEY, Broken, Record
 from hansa.network.runtime import NetworkRuntime
-from hansa.privacy import gaussian
+from hansa.privacy import events, gaussian
 from hansa.privacy.accountant import PoissonSampling
 from hansa.privacy.events import GaussianEvent, with_sampling
 from hansa.training.loop import Loop
@@ -308,6 +309,45 @@ def test_noise_that_the_client_adds_itself_is_as_large_as_its_own_app_has_it():
     assert priced(local, UPDATE, TOLD) == Price(GaussianEvent(noise_multiplier=1.0), HERE)
     both = federation(transforms=(CLIP, LocalNoise(noise_multiplier=1.0), NOISE))
     assert priced(both, UPDATE, (*TOLD, TOLD[1])).kept == HERE
+
+
+CORRELATED = hansa.CorrelatedNoise(strategy=hansa.BLT(buffers=2), epsilon=4.0, delta=1e-6)
+
+
+def priced_rounds(rounds, **changed):
+    """What a client counts for ``rounds`` of a run of 20, of which it may be in every fifth."""
+    planned = dataclasses.replace(CORRELATED, epsilon=None, noise_multiplier=2.0).planned_for(20, 5)
+    told = {**planned.settings(None), **changed}
+    own = federation(transforms=(CLIP, CORRELATED))
+    return [priced(own, UPDATE._replace(round=number), (None, told)) for number in rounds]
+
+
+def test_noise_of_a_whole_run_costs_what_the_clients_own_rounds_of_it_cost():
+    def spent(rounds):
+        return events.cost([price.event for price in priced_rounds(rounds)], 1e-6).epsilon
+
+    whole = events.cost([GaussianEvent(noise_multiplier=2.0)], 1e-6).epsilon
+    assert spent([0, 5, 10, 15]) == pytest.approx(whole)  # as often as may be, from the first round on: all of it
+    once, late, often = spent([0]), spent([19]), spent(range(20))
+    assert late < once < whole < often
+    assert {price.kept for price in priced_rounds([0, 7])} == {SERVER}
+    assert events.event_of(events.as_json(priced_rounds([7])[0].event)) == priced_rounds([7])[0].event
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mechanism": None},
+        {"mechanism": {"strategy": {"kind": "tree"}, "num_rounds": 10**12, "min_separation": 1}},
+        {"mechanism": {"strategy": {"kind": "os"}, "num_rounds": 20, "min_separation": 1}},
+        {"mechanism": {"strategy": {"kind": "tree"}, "num_rounds": 1, "min_separation": 1}},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": "much"},
+    ],
+    ids=repr,
+)
+def test_a_run_long_mechanism_that_cannot_be_read_has_no_price(changed):
+    assert priced_rounds([3], **changed) == [None]
 
 
 @pytest.mark.parametrize(
@@ -610,3 +650,25 @@ def priced_of(num_rounds):
 
 def again_at(budget):
     return Budget(Record(budget.record.folder)).counted.total()
+
+
+def test_correlated_noise_over_the_network_is_paid_for_by_round(make_site, tools):
+    transforms = (hansa.Clip(norm=0.5), dataclasses.replace(CORRELATED, epsilon=2.0, delta=1e-3))
+    schedule = Schedule(num_rounds=2, cohort_size=2)
+    own = tools.federation(transforms=transforms, aggregator=hansa.Mean(weighting="clients"))
+    site = make_site(bound(own, schedule, 2))
+    site.budgets = {"berlin": 8.0, "paris": 8.0}
+    for name in ("berlin", "paris"):
+        site.join(name, rows(1))
+    runtime = tools.runtime(site.coordinator, min_clients=2)
+    clients = runtime.wait_for_clients(2, timeout_s=30)
+    loop = Loop(
+        federation=site.federation, schedule=schedule, runtime=runtime, key=Key.of(1), clients=lambda: clients,
+        params=np.zeros(own.learner.layout.num_params, np.float32),
+    )  # fmt: skip
+    point = loop.run()
+    runtime.finish()
+    assert not site.problems
+    assert [row.num_clients for row in point.history] == [2, 2]
+    spent = budget_of(str(site.folder / "berlin.csv"), site.folder / "budgets")
+    assert spent.spent == pytest.approx(point.history[-1].epsilon, rel=1e-3)

@@ -64,7 +64,7 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
             if not (math.isfinite(chain.norm_bound(transforms, settings)) and _bounds_say(federation)):
                 return None
             noise = _as_told(noise, told)
-        event = noise.event(slot.round, slot.round + 1)
+        event = noise.part(slot.round, told) if hasattr(noise, "part") else noise.event(slot.round, slot.round + 1)
         amount = event.noise_multiplier
         is_counted = not isinstance(amount, bool) and LEAST <= float(amount) <= MOST and events.releases([event])
     except Exception:  # numbers of a stranger's, in methods of the user's own: whatever goes wrong, there is no price
@@ -77,7 +77,7 @@ def _as_told(noise: Any, settings: Settings) -> Any:
     names = {field.name for field in dataclasses.fields(noise) if field.init}
     told = dict(settings) if isinstance(settings, Mapping) else {}
     changed: dict[str, Any] = {name: None for name in ("epsilon", "budget") if name in names}
-    changed |= {name: told[name] for name in names & set(told)}
+    changed |= {name: told[name] for name in names & set(told) - {"mechanism"}}
     return dataclasses.replace(noise, **changed)
 
 

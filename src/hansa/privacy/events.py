@@ -69,6 +69,23 @@ class MatrixEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatrixPartEvent:
+    """A round of such a run that a client took part in, as the client counts it: with what later rounds will release.
+
+    >>> from hansa.privacy.strategies import Tree
+    >>> mechanism = Mechanism(strategy=Tree(), num_rounds=4, min_separation=4)
+    >>> parts = [MatrixPartEvent(mechanism=mechanism, noise_multiplier=2.0, round=0)]
+    >>> print(cost(parts, 1e-5))  # the first round is in as many nodes as any
+    epsilon 1.993 at delta 1.0e-05 (neighbours: zero out one; exact)
+    """
+
+    mechanism: Mechanism
+    noise_multiplier: float
+    round: int
+    sampling: Sampling = field(default_factory=Everyone)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalEvent:
     """A report that its client made noisy before it left: whatever its data, the report may have come from any other.
 
@@ -122,11 +139,15 @@ class RecordBudgetEvent:
     unit = "record"
 
 
-Event = GaussianEvent | MatrixEvent | LocalEvent | RecordEvent | RecordBudgetEvent
+Event = GaussianEvent | MatrixEvent | MatrixPartEvent | LocalEvent | RecordEvent | RecordBudgetEvent
 _KINDS: Mapping[str, type[Any]] = {
-    "gaussian": GaussianEvent, "matrix": MatrixEvent, "local": LocalEvent, "record": RecordEvent,
+    "gaussian": GaussianEvent,
+    "matrix": MatrixEvent,
+    "matrix part": MatrixPartEvent,
+    "local": LocalEvent,
+    "record": RecordEvent,
     "record budget": RecordBudgetEvent,
-}  # fmt: skip
+}
 
 
 Events = Iterable[Event] | Mapping[Event, int]  # one by one, or how often each
@@ -140,7 +161,11 @@ def releases(events: Events) -> list[Release]:
     """
     found: list[Release] = []
     runs: dict[tuple[Mechanism, float], list[tuple[int, int | None, int]]] = {}
+    parts: dict[tuple[Mechanism, float], Counter[int]] = {}
     for event, times in Counter(events).items():
+        if isinstance(event, MatrixPartEvent):
+            parts.setdefault((event.mechanism, event.noise_multiplier), Counter())[event.round] += times
+            continue
         if isinstance(event, RecordBudgetEvent):
             raise InputError("releases: expected noise whose size is known, found a client's own; ask for its cost")
         if isinstance(event, MatrixEvent):
@@ -152,6 +177,9 @@ def releases(events: Events) -> list[Release]:
         found.append(
             Release(noise_multiplier=event.noise_multiplier, times=count, sampling=event.sampling, noise=noise)
         )
+    for (mechanism, multiplier), rounds in parts.items():
+        part = mechanism.sensitivity_to(rounds) / mechanism.sensitivity
+        found.append(Release(noise_multiplier=multiplier / part, times=max(rounds.values())))
     return found + [_whole(mechanism, multiplier, rows) for (mechanism, multiplier), rows in runs.items()]
 
 
@@ -225,7 +253,7 @@ def as_json(event: Event) -> dict[str, Any]:
     """An event as numbers and names."""
     kind = next(name for name, known in _KINDS.items() if isinstance(event, known))
     found = {"kind": kind, **vars(event)}
-    if isinstance(event, MatrixEvent):
+    if isinstance(event, MatrixEvent | MatrixPartEvent):
         found["mechanism"] = event.mechanism.as_json()
     sampling = next(name for name, known in _SAMPLINGS.items() if isinstance(event.sampling, known))
     return {**found, "sampling": {"kind": sampling, **asdict(event.sampling)}}
@@ -255,6 +283,7 @@ __all__ = [
     "GaussianEvent",
     "LocalEvent",
     "MatrixEvent",
+    "MatrixPartEvent",
     "RecordBudgetEvent",
     "RecordEvent",
     "as_json",

@@ -13,7 +13,7 @@ Lampert, "Banded square root matrix factorization for differentially private mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -65,6 +65,18 @@ class Mechanism:
         if in_turn and len(groups) <= self.num_rounds:
             return float(_growing(self)[len(groups) - 1]) if groups else 0.0
         return _of_any(self, groups)
+
+    def sensitivity_to(self, rounds: Iterable[int]) -> float:
+        """How far a client that takes part in these ``rounds`` and no others can move all releases of the run.
+
+        Raises ``InputError`` for a round that the run does not have.
+        """
+        takes = np.zeros(self.num_rounds)
+        for number in rounds:
+            if not 0 <= number < self.num_rounds:
+                raise InputError(f"mechanism: expected rounds 0 to {self.num_rounds - 1}, found {number}")
+            takes[number] = 1.0
+        return float(np.linalg.norm(self.strategy.applied(takes)))
 
     @property
     def loss(self) -> float:

@@ -13,18 +13,22 @@ stream of the theorem, which may depend on what was released before: so a clippi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hansa.core.chain import Transform
-from hansa.core.errors import CheckError
+from hansa.core.errors import CheckError, InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Settings, State
 from hansa.privacy.blt import BLT
-from hansa.privacy.events import MatrixEvent
+from hansa.privacy.events import MatrixEvent, MatrixPartEvent
 from hansa.privacy.matrix_mechanism import Mechanism
 from hansa.privacy.noise import deviation_of, noised, secure_normal
 from hansa.privacy.strategies import Strategy, begin
 from hansa.transforms.noise import joined, parted, refuse_amounts, sized
+
+_MOST_ROUNDS = 100_000  # that a client counts with: more would be work for nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +84,17 @@ class CorrelatedNoise(Transform):
         return parted(mean, noised(whole, noise, deviation)), state
 
     def settings(self, state: State) -> Settings:
-        """What an owner of data is told: the noise multiplier of the whole run."""
-        return {"noise_multiplier": self.noise_multiplier}
+        """What an owner of data is told: the noise multiplier of the whole run, and how its rounds hang together."""
+        mechanism = None if self.mechanism is None else self.mechanism.as_json()
+        return {"noise_multiplier": self.noise_multiplier, "mechanism": mechanism}
+
+    def part(self, number: int, settings: Mapping[str, Any]) -> MatrixPartEvent:
+        """What a client that takes part in round ``number`` counts, by what a plan tells."""
+        told = settings["mechanism"]
+        if told["num_rounds"] > _MOST_ROUNDS:
+            raise InputError(f"plan: expected {_MOST_ROUNDS:,} rounds at most, found {told['num_rounds']:,}")
+        mechanism = Mechanism.of_json(told)
+        return MatrixPartEvent(mechanism=mechanism, noise_multiplier=settings["noise_multiplier"], round=number)
 
     def event(self, number: int, num_rounds: int) -> MatrixEvent:
         """What round ``number`` releases, for the ledger."""
