@@ -22,6 +22,7 @@ from hansa.federation import Federation, Pair
 from hansa.network import audit, journal
 from hansa.network.client_store import ClientStore
 from hansa.network.coordinator import Coordinator
+from hansa.network.credentials import witnessed
 from hansa.network.messages import Receipt, slot_of
 from hansa.network.participant import Participant
 from hansa.network.rounds import Terms
@@ -30,6 +31,7 @@ from hansa.network.store import Store, clients, presence, reports, slots
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.loop import Loop
 from hansa.training.schedule import Schedule
+from support_secagg import Signed
 
 APP = "ab" * 32
 
@@ -47,6 +49,14 @@ class Instantly(threading.Condition):
 
     def wait(self, timeout: float | None = None) -> bool:
         return True
+
+
+class StandsStill:
+    """The time of day of a town's coordinator."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return 0.0
 
 
 class Town:
@@ -72,6 +82,8 @@ class Town:
         self.people: dict[str, Participant] = {}
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr("os.fsync", lambda handle: None)  # nobody loses power here
+        self._patch.setattr("hansa.network.runtime.time", StandsStill)  # what happens in a look is no reason to rest
+        self.roster: dict[str, bytes] = {}  # clients of a town have no certificates
         self.open()
         for name, pair in data.items():
             self.add(name, pair)
@@ -80,6 +92,7 @@ class Town:
         store = Store(self.folder / "server")
         sa.event.listen(store.engine, "checkout", lambda db, *_: db.execute("PRAGMA synchronous=OFF").close())
         self.coordinator = Coordinator(store, self.federation, APP, settings=self.settings)
+        self.coordinator.federation = witnessed(self.federation, Signed("coordinator", self.roster))
         self.coordinator.arrived = Instantly()
         self.make_runtime()
 
@@ -110,7 +123,9 @@ class Town:
         self.data[name] = pair
         store = ClientStore(self.folder / name)
         store._db.execute("PRAGMA synchronous=OFF").close()
-        self.people[name] = Participant(self.federation, name, lambda: self.data[name], store)
+        self.people[name] = Participant(
+            self.federation, name, lambda: self.data[name], store, credentials=Signed(name, self.roster)
+        )
         with self.coordinator.store.write() as db:
             row = {"certificate_sha256": name, "certificate": b"", "key_hash": "", "enrolled_at": 0.0}
             db.execute(clients.insert().values(name=name, **row))

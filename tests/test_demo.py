@@ -5,7 +5,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from hansa.core.errors import RunError
+from hansa.demo_secrecy import Copies, Pair, look
+from hansa.wire import pack
 
 pytestmark = pytest.mark.network
 
@@ -58,3 +63,53 @@ def test_bad_input_to_the_demo_gets_one_sentence(tmp_path, words, said):
     done = demo(tmp_path, *words)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert done.stderr.startswith("hansa: ")
+
+
+def test_the_secure_demo_shows_that_the_coordinator_got_no_hospitals_update(tmp_path):
+    rows = [f"{site},{i % 7},{i * i % 11},{int(i % 7 > 3)}" for site in ("a", "b", "c") for i in range(60)]
+    (tmp_path / "own.csv").write_text("\n".join(["ward,dose,weight,well", *rows]) + "\n")
+    words = ("--secure", "--rounds", "2", "--splits", "1", "--write", "fed")
+    done = demo(tmp_path, "--data", "own.csv", "--client", "ward", *words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    said = " ".join(done.stdout.split())
+    assert "all 6 updates were made again" in said
+    assert "none is there" in said
+    for words in ("the coordinator saw", "it did not see", "not hidden", "was joining worth it?", "sent.csv"):
+        assert words in said
+    assert sorted(path.name for path in (tmp_path / "fed").iterdir()) == [
+        "app.py", "coordinator", "hospitals", "state", "tokens",
+    ]  # fmt: skip
+    assert "hansa.SecureMean(" in (tmp_path / "fed" / "app.py").read_text()
+    info = json.loads((tmp_path / "hansa-demo" / "run.json").read_text())
+    assert info["baselines"]["everyone"]["federated"]["auc"] > 0.9
+    with (tmp_path / "fed" / "state" / "a" / "sent.csv").open() as file:
+        protection = {line["kind"]: line["protection"] for line in csv.DictReader(file)}
+    sums = "SecureMean: the server sees the sum only"
+    assert {protection[kind] for kind in ("update", "metrics", "statistics")} == {sums}
+    assert protection["mail"] == "shares of masks: enough of them open the sum, and no update"
+    assert "keys were not signed" not in said
+
+
+def test_the_demos_search_finds_an_update_that_was_sent_as_it_is():
+    rng = np.random.default_rng(0)
+    row, width = rng.normal(size=20), 18
+    own = np.rint(row * 1000)
+    clear = pack({"values": row.astype(np.float32)[None]})
+    masked = Pair(rng.integers(0, 2**width, 20).astype(np.uint32), own, width)
+    assert look([masked], {"other": pack({"values": rng.normal(size=20)})}, {"a": row}).is_clean
+    assert look([masked], {"body": clear}, {"a": row}).in_clear == ("a in body",)
+    unmasked = Pair((own.astype(np.int64) % 2**width).astype(np.uint32), own, width)
+    found = look([unmasked], {}, {"a": row})
+    assert (found.is_clean, found.num_near, round(found.correlation, 6)) == (False, 20, 1.0)
+
+
+def test_copies_keep_what_a_coordinator_stores_and_removes(tmp_path):
+    (tmp_path / "state" / "updates").mkdir(parents=True)
+    name, path = "ab" * 32, tmp_path / "state" / "updates" / ("ab" * 32)
+    copies = Copies(tmp_path / "state", tmp_path / "copies")
+    path.write_bytes(b"report")
+    copies.look()
+    path.unlink()
+    assert copies.get(name) == b"report"
+    with pytest.raises(RunError, match="expected a copy"):
+        copies.get("cd" * 32)

@@ -1,4 +1,4 @@
-"""The page of fault cases has forty rows, and each that does not wait for a feature has a test of its number."""
+"""The page of fault cases has forty rows, and each has a test of its number."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,10 @@ PAGE = TESTS.parent / "docs" / "fault-cases.md"
 ROW = re.compile(r"^\| (\d+) \| .* \| ([^|]*) \|$", flags=re.MULTILINE)
 
 
-def test_each_case_of_the_page_has_its_test_or_waits_for_a_feature():
+def test_each_case_of_the_page_has_its_test():
     shown = {int(number): last for number, last in ROW.findall(PAGE.read_text(encoding="utf-8"))}
     source = " ".join(path.read_text(encoding="utf-8") for path in (TESTS / "faults").glob("test_*.py"))
     tested = {int(number) for number in re.findall(r"def test_case_(\d\d)_", source)}
-    waiting = {number for number, last in shown.items() if last.startswith("waits for")}
     assert sorted(shown) == list(range(1, 41))
-    assert waiting == {30, 31}
-    assert all(last == f"`test_case_{number:02}`" for number, last in shown.items() if number not in waiting)
-    assert tested == set(shown) - waiting
+    assert all(last == f"`test_case_{number:02}`" for number, last in shown.items())
+    assert tested == set(shown)

@@ -7,6 +7,7 @@ import support
 from hansa.aggregators.mean import Mean
 from hansa.aggregators.median import Median
 from hansa.aggregators.rows import Rows
+from hansa.aggregators.secure_mean import SecureMean
 from hansa.algorithms.fedavg import FedAvg
 from hansa.algorithms.fedprox import FedProx
 from hansa.algorithms.scaffold import SCAFFOLD
@@ -56,18 +57,21 @@ def test_one_federation_can_be_changed_into_another():
 
 
 @pytest.mark.parametrize(
-    ("options", "private"),
+    ("options", "private", "losses"),
     [
-        ({}, False),
-        ({"aggregator": Median()}, False),
-        ({"transforms": NOISE}, True),
-        ({"aggregator": MaskedSum()}, True),
+        ({}, False, True),
+        ({"aggregator": Median()}, False, True),
+        ({"transforms": NOISE}, True, False),
+        ({"aggregator": MaskedSum()}, True, True),
+        ({"aggregator": SecureMean()}, True, True),
+        ({"aggregator": SecureMean(), "transforms": NOISE}, True, False),
     ],
 )
-def test_noise_and_secrecy_make_it_private_and_then_no_loss_travels(options, private):
+def test_noise_and_secrecy_make_it_private_and_losses_travel_beside_secrecy_alone(options, private, losses):
     federation = support.linear(**options)
     assert federation.is_private is private
-    assert federation.task("train").train_loss is not private
+    assert federation.task("train").train_loss is losses
+    assert federation.sends_metrics is losses
 
 
 def test_where_the_server_sees_rows_it_takes_metrics_as_rows_else_through_the_federations_own_sum():

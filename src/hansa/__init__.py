@@ -5,6 +5,7 @@ One model over data that many owners hold: a ``Federation`` says what is learned
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,21 @@ from hansa.transforms.sparsify import TopK
 from hansa.version import __version__
 
 if TYPE_CHECKING:
+    from hansa.aggregators.secure_mean import SecureMean, SecureSum
     from hansa.runtimes.ray import Ray
+    from hansa.transforms.distributed_noise import SkellamNoise
+    from hansa.transforms.random_mask import RandomMask
+    from hansa.transforms.rotate import Rotate
+
+# Parts that not every federation has, by module: imported when they are asked for, so that other clients stay small.
+_LATER = {
+    "Ray": "hansa.runtimes.ray",
+    "SecureMean": "hansa.aggregators.secure_mean",
+    "SecureSum": "hansa.aggregators.secure_mean",
+    "SkellamNoise": "hansa.transforms.distributed_noise",
+    "RandomMask": "hansa.transforms.random_mask",
+    "Rotate": "hansa.transforms.rotate",
+}
 
 
 def compare(runs: Mapping[str, Any], path: Path | str) -> Path:
@@ -81,11 +96,9 @@ def compare(runs: Mapping[str, Any], path: Path | str) -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    """``Ray``, imported when it is asked for: a run that does without need not wait for what it imports."""
-    if name == "Ray":
-        from hansa.runtimes.ray import Ray
-
-        return Ray
+    """What is imported when it is asked for."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'hansa' has no attribute {name!r}")
 
 
@@ -137,12 +150,17 @@ __all__ = [
     "Tree",
     "LocalGaussianNoise",
     "LocalLaplaceNoise",
+    "SkellamNoise",
+    "Rotate",
+    "RandomMask",
     "Quantize",
     "TopK",
     "Mean",
     "Median",
     "TrimmedMean",
     "Krum",
+    "SecureMean",
+    "SecureSum",
     "statistics",
     "Dataset",
     "Population",

@@ -99,6 +99,10 @@ def demo(
     data: Annotated[Path | None, typer.Option(metavar="CSV", help="Your own table, one row a patient.")] = None,
     client: Annotated[str, typer.Option(metavar="COLUMN", help="Its column that names the hospital.")] = "hospital",
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Its column to predict (yes if above 0).")] = None,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Under secure aggregation; shows what the coordinator could see.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 20,
     splits: Annotated[int, typer.Option(min=1, help="Random splits to average the comparison over.")] = 20,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the coordinator and the hospitals running.")] = False,
     write: Annotated[Path | None, typer.Option(metavar="DIR", help="Leave the app and the CSV files there.")] = None,
@@ -110,7 +114,17 @@ def demo(
     """
     from hansa.demo import run_demo
 
-    run_demo(data=data, client=client, label=label, num_splits=splits, keep=keep, write=write, out=out)
+    run_demo(
+        data=data,
+        client=client,
+        label=label,
+        num_splits=splits,
+        num_rounds=rounds,
+        secure=secure,
+        keep=keep,
+        write=write,
+        out=out,
+    )
 
 
 @app.command()
@@ -250,6 +264,10 @@ def join(
     budget_dir: Annotated[
         Path | None, typer.Option("--budget-dir", metavar="DIR", help="Where budgets are kept (~/.hansa/budgets).")
     ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option("--peers", metavar="FILE", help="Sum securely only with these: lines that hansa status showed."),
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for the next run after this one.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train one round, write what it would send, send nothing.")
@@ -262,7 +280,7 @@ def join(
     from hansa.commands.join import Allowance, run_join
 
     allowance = Allowance(epsilon=epsilon_budget, delta=delta, folder=budget_dir)
-    run_join(token, app_file, data, state, device, allowance, stay, dry_run)
+    run_join(token, app_file, data, state, device, allowance, stay, dry_run, peers)
 
 
 @app.command()

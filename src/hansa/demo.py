@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from hansa.core.errors import InputError, RunError
 from hansa.core.key import Key
 from hansa.data.dataset import hold_out
 from hansa.data.population import Population
+from hansa.data.source import Source
 from hansa.demo_data import write_hospitals
+from hansa.demo_secrecy import Copies, show_secrecy
 from hansa.runtimes.inprocess import InProcess
 from hansa.terminal import BETTER_LOW, bytes_words, console, mean_and_spread, new_table, number
 from hansa.training.apps import App, load_app, pair_of
 from hansa.training.run import Run, load_run
 from hansa.training.simulate import simulate
 
-_PATIENCE_S = 50.0
+_PATIENCE_S = 60.0  # without a word
 _SEED = 0
 
 
@@ -41,6 +44,8 @@ def run_demo(
     client: str,
     label: str | None,
     num_splits: int,
+    num_rounds: int,
+    secure: bool,
     keep: bool,
     write: Path | None,
     out: Path,
@@ -54,16 +59,21 @@ def run_demo(
             if write.exists() and any(write.iterdir()):
                 raise InputError(f"--write {write}: expected a new folder, found files in it; nothing was written")
             folder = write
-        hospitals = write_hospitals(folder, data, client, label)
+        hospitals = write_hospitals(folder, data, client, label, num_rounds=num_rounds, secure=secure)
         app = load_app(folder / "app.py")
         _introduce(screen, app, hospitals)
         with Federation(folder, list(hospitals), out) as federation:
-            federation.run(screen)
+            copies = Copies(federation.state, folder / "copies") if secure else None
+            with copies or nullcontext():
+                federation.run(screen)
             run = load_run(out, app=app)
-            _show_bits(screen, run, app, hospitals)
+            _show_bits(screen, run, app, hospitals, secure=secure)
             run.save(out)
             _show_comparison(screen, app, hospitals, num_splits)
-            _show_traffic(screen, run, hospitals)
+            _show_traffic(screen, run, hospitals, secure=secure)
+            if copies is not None:
+                show_secrecy(screen, app, run, _SEED, _training_rows(app, hospitals), federation.state, copies)
+                shutil.rmtree(copies.folder)
             screen.print(f"\nreport   {out / 'report.html'}\nmodel    {out / 'parameters.safetensors'}")
             if write is not None:
                 screen.print(f"app      {write / 'app.py'} and a folder a hospital: edit them, then")
@@ -122,13 +132,14 @@ class Federation:
             with self._news:
                 self._news.wait(0.5)
                 lines, shown = self._lines[shown:], len(self._lines)
+            end = time.monotonic() + _PATIENCE_S if lines else end
             for line in lines:
                 number = line.removeprefix("round ").split(" ")[0]
                 if line.startswith("round ") and number.isdigit() and (number == "1" or int(number) % 5 == 0):
                     screen.print(f"  {line}")
             if time.monotonic() > end:
                 raise RunError(
-                    f"demo: expected the run to end within {_PATIENCE_S:.0f} s; the last lines: {self._lines[-5:]}"
+                    f"demo: expected another line within {_PATIENCE_S:.0f} s; the last lines: {self._lines[-5:]}"
                 )
 
     def leave_running(self, screen: Console) -> None:
@@ -197,14 +208,28 @@ def _introduce(screen: Console, app: App, hospitals: dict[str, Any]) -> None:
     screen.print(table)
 
 
-def _show_bits(screen: Console, run: Run, app: App, hospitals: dict[str, Any]) -> None:
-    """The network's model is the simulation's, bit for bit; the report gains what only a simulation can know."""
+def _show_bits(screen: Console, run: Run, app: App, hospitals: dict[str, Any], *, secure: bool) -> None:
+    """The network's model is the simulation's, bit for bit; the report gains what only a simulation can know.
+
+    ``secure``: but for the grid's rounding, which is drawn from each hospital's own secret.
+    """
     again = simulate(app, population(app, list(hospitals)), seed=_SEED, runtime=InProcess(block_size=1), baselines=True)
     same = np.array_equal(again.parameters, run.parameters)
     run.info |= {"baselines": again.info["baselines"], "skew": again.info["skew"]}
     run.clients = again.clients
     words = "equals, bit for bit, that of" if same else "[red]differs from[/red] that of"
+    if secure:
+        apart, size = np.abs(again.parameters - run.parameters).max(), np.abs(run.parameters).max()
+        words = f"is within {apart / size:.0e} of its size of that of"
     screen.print(f"  the network's final model {words} hansa simulate on the same files")
+    if secure:
+        screen.print("  (each hospital rounds to the grid of whole numbers by random draws of its own)")
+
+
+def _training_rows(app: App, hospitals: dict[str, Any]) -> Callable[[str], Any]:
+    """What each hospital trains on."""
+    load = Source(population(app, list(hospitals)), app.holdout)
+    return lambda name: load(name)[0]
 
 
 def population(app: App, names: Sequence[str], split: int | None = None) -> Population:
@@ -254,8 +279,9 @@ def _cell(found: dict[tuple[str, str, str], list[float]], who: str, name: str, w
     return f"[green]{shown}[/green]" if way == "federated" and better else shown
 
 
-def _show_traffic(screen: Console, run: Run, hospitals: dict[str, Any]) -> None:
+def _show_traffic(screen: Console, run: Run, hospitals: dict[str, Any], *, secure: bool) -> None:
     """Everything that crossed the wire, by kind and size."""
+    meaning = _MEANING | (_MASKED if secure else {})
     table = new_table("\nwhat crossed the wire: no patient's record")
     for column in ("body", "", "count", "bytes", "what it is"):
         table.add_column(column, justify="right" if column in ("count", "bytes") else "left")
@@ -265,7 +291,7 @@ def _show_traffic(screen: Console, run: Run, hospitals: dict[str, Any]) -> None:
             body["direction"],
             str(body["count"]),
             bytes_words(body["bytes"]),
-            _MEANING.get(body["kind"], ""),
+            meaning.get(body["kind"], ""),
         )
     screen.print(table)
     up, down = (sum(b["bytes"] for b in run.info["bodies"] if b["direction"] == way) for way in ("up", "down"))
@@ -294,4 +320,11 @@ _MEANING = {
     "certificate": "proof of enrolment, once",
     "welcome": "the run to take part in",
     "refusal": "a reason not to take part",
+}
+
+_MASKED = {
+    "update": "a masked update: numbers at random",
+    "metrics": "masked sums of held-out metrics",
+    "statistics": "masked count, sums, sums of squares",
+    "mail": "public keys and shares of masks",
 }

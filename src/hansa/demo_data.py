@@ -31,25 +31,35 @@ app = hansa.App(
         learner=hansa.LinearLearner(num_features={num_features}, num_classes=2, metrics=("auc", "accuracy")),
         algorithm=hansa.FedAvg(client_learning_rate={rate}, local_epochs=2, batch_size=16),
         prepare=(hansa.Standardize(impute="mean"),),
-    ),
-    schedule=hansa.Schedule(num_rounds={num_rounds}, cohort_size={num_hospitals}),
+{secure}    ),
+    schedule=hansa.Schedule(num_rounds={num_rounds}, cohort_size={num_hospitals}{scoring}),
     load_data=load_data,
     holdout=0.3,
 )
 '''
 
 
-def write_hospitals(folder: Path, data: Path | None, client: str, label: str | None) -> dict[str, tuple[int, int]]:
-    """Write ``app.py`` and ``hospitals/NAME/patients.csv``; gives each hospital's patients and how many are ill."""
+_SECURE = """        transforms=(hansa.Clip(norm=1.0),),
+        aggregator=hansa.SecureMean(weighting="examples", max_weight={max_weight}),
+"""
+
+
+def write_hospitals(
+    folder: Path, data: Path | None, client: str, label: str | None, *, num_rounds: int = 20, secure: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Write ``app.py`` and ``hospitals/NAME/patients.csv``; gives each hospital's patients and how many are ill.
+
+    ``secure``: the app's mean is one under secure aggregation.
+    """
     if data is None:
         tables, label = _breast_cancer(), "malignant"
         title = "Four hospitals and one model of breast cancer (569 real patients; scikit-learn's copy of UCI's data)."
         categories: dict[str, list[int]] = {}
-        rate, rounds = 0.1, 20
+        rate = 0.1
     else:
         tables, label, categories = _own_table(data, client, label)
         title = f"Hospitals of {data.name} and one model of {label}."
-        rate, rounds = 0.05, 20
+        rate = 0.05
     found = {}
     for name, columns in tables.items():
         own = folder / "hospitals" / name
@@ -64,12 +74,24 @@ def write_hospitals(folder: Path, data: Path | None, client: str, label: str | N
         label=label,
         categories=f", categories={categories!r}" if categories else "",
         num_features=width,
-        num_rounds=rounds,
+        num_rounds=num_rounds,
         num_hospitals=len(tables),
         rate=rate,
+        scoring=", evaluate_every=5" if secure else "",
+        secure=_SECURE.format(max_weight=_above(max(patients for patients, _ in found.values()))) if secure else "",
     )
     (folder / "app.py").write_text(source, encoding="utf-8")
     return found
+
+
+def _above(number: int) -> int:
+    """The next round number: public, so that it says little of how many patients the largest hospital has.
+
+    >>> _above(69), _above(220), _above(1000)
+    (70, 300, 1000)
+    """
+    unit = int(10 ** (len(str(number)) - 1))
+    return -(-number // unit) * unit
 
 
 def _breast_cancer() -> dict[str, Columns]:

@@ -82,7 +82,17 @@ class Federation:
     def is_private(self) -> bool:
         """Whether the server may see nothing of a client but what the chain and the aggregator let through."""
         noisy = any(getattr(transform, "adds_noise", False) for transform in self.transforms)
-        return noisy or self.is_locally_private or not getattr(self.aggregator, "reveals_rows", True)
+        noisy = noisy or self.is_locally_private or self.adds_distributed_noise
+        return noisy or not getattr(self.aggregator, "reveals_rows", True)
+
+    @property
+    def sends_metrics(self) -> bool:
+        """Whether losses and metrics may leave clients beside updates, under the same masks if there are any.
+
+        Not beside noise, which would protect nothing.
+        """
+        noisy = any(getattr(transform, "adds_noise", False) for transform in self.transforms)
+        return not (noisy or self.is_locally_private or self.adds_distributed_noise)
 
     @property
     def is_locally_private(self) -> bool:
@@ -90,12 +100,17 @@ class Federation:
         noisy = any(getattr(transform, "adds_local_noise", False) for transform in self.transforms)
         return noisy or protects_records(getattr(self.algorithm, "client_optimizer", None))
 
+    @property
+    def adds_distributed_noise(self) -> bool:
+        """Whether clients add shares of the noise that a sum of many updates is to have."""
+        return any(getattr(transform, "adds_distributed_noise", False) for transform in self.transforms)
+
     def task(self, name: str, number: int = 0) -> Parts:
         """The parts of a task; ``number`` says which preparation."""
         if name not in TASKS:
             raise InputError(f"task: expected one of {TASKS}, found {name!r}")
         if name == "train":
-            losses = not self.is_private and getattr(self.learner, "reports_loss", True)
+            losses = self.sends_metrics and getattr(self.learner, "reports_loss", True)
             dtype = getattr(self.algorithm, "wire_dtype", "float32")
             return Parts(self.algorithm, self.transforms, self.aggregator, dtype, train_loss=losses)
         if name == "evaluate":
@@ -117,7 +132,14 @@ class Federation:
         if slot.task == "evaluate":
             size: int = self.learner.metrics.size
             return size
-        return self.update_size() if slot.task == "train" else None
+        return self.sent_size() if slot.task == "train" else None
+
+    def sent_size(self) -> int | None:
+        """Length of the row that a client sends: its update's, unless a transform has an ``encoded_size``."""
+        size = self.update_size()
+        for shorten in (getattr(transform, "encoded_size", None) for transform in self.transforms):
+            size = size if size is None or shorten is None else shorten(size)
+        return size
 
     def update_size(self) -> int | None:
         """Length of one client's update, found by asking the algorithm for one; None where it needs real data."""
@@ -165,7 +187,7 @@ class Federation:
         ``rows`` are each client's prepared rows: those held out where the task is to evaluate, else the others.
         """
         scored = plan.slot.task == "evaluate"
-        if self.is_locally_private:
+        if self.is_locally_private or self.adds_distributed_noise:
             self._check_local(plan.slot)
         work = Work(
             self.learner,
@@ -184,7 +206,9 @@ class Federation:
     def _check_local(self, slot: Slot) -> None:
         """Refuse, at the client, what its own noise does not cover: exact sums, and rounds that it is not sized for."""
         if slot.task != "train":
-            raise CheckError([f"{slot.task}: the server asks for exact sums, which local noise does not cover."])
+            raise CheckError(
+                [f"{slot.task}: the server asks for exact sums, which this client's noise does not cover."]
+            )
         for part in (*self.transforms, getattr(self.algorithm, "client_optimizer", None)):
             planned = getattr(part, "num_rounds", None)
             if planned is not None and slot.round >= planned:
@@ -192,7 +216,10 @@ class Federation:
 
     def _sums(self, visible: Aggregator) -> Aggregator:
         """The aggregator of sums: ``visible`` where the server sees rows anyway, else the federation's own."""
-        return visible if getattr(self.aggregator, "reveals_rows", True) else self.aggregator
+        if getattr(self.aggregator, "reveals_rows", True):
+            return visible
+        of_sums = getattr(self.aggregator, "of_sums", None)
+        return self.aggregator if of_sums is None else of_sums()
 
 
 def named_totals(preparation: Preparation, dataset: Dataset, total: Array) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 FIRST_OVER_SELECTION = 1.3
 FIRST_DEADLINE_S = 3600.0
+FIRST_ANSWER_S = 120.0  # for an answer without learning
 TIMES_KEPT = 5  # of a client's latest times
 MISSING_KEPT = 50  # shares of past rounds
 RECENT_KEPT = 1000  # latest times of anybody
@@ -38,13 +39,15 @@ def over_selection(missing: Sequence[float]) -> float:
     return min(2.0, 1 / max(0.5, 1 - mean))
 
 
-def deadline_s(cohort: Sequence[Sequence[float]], recent: Sequence[float], attempt: int = 0) -> float:
+def deadline_s(
+    cohort: Sequence[Sequence[float]], recent: Sequence[float], attempt: int = 0, first_s: float = FIRST_DEADLINE_S
+) -> float:
     """How long to wait for a cohort: twice what all but the slowest tenth of it are expected to need.
 
     ``cohort`` holds each client's latest times in seconds (empty for one without any): its expected time is their
     median. Where that is known of less than half the cohort, ``recent`` (times of anybody) stand for it. Of up to ten
-    clients, none counts as the slowest tenth. At least 30 seconds, an hour where nothing is known; at a second attempt
-    twice as long, from the third on four times.
+    clients, none counts as the slowest tenth. At least 30 seconds, ``first_s`` where nothing is known; at a second
+    attempt twice as long, from the third on four times.
 
     >>> deadline_s([[40.0, 50.0, 900.0], [20.0]], []), deadline_s([[], []], [60.0]), deadline_s([[], []], [], attempt=1)
     (100.0, 120.0, 7200.0)
@@ -53,7 +56,7 @@ def deadline_s(cohort: Sequence[Sequence[float]], recent: Sequence[float], attem
     if 2 * len(known) < len(cohort) or not known:
         known = list(recent)
     if not known:
-        return FIRST_DEADLINE_S * _LONGER[min(attempt, 2)]
+        return first_s * _LONGER[min(attempt, 2)]
     return max(_LEAST_S, _FACTOR * _quantile(known)) * _LONGER[min(attempt, 2)]
 
 

@@ -91,7 +91,7 @@ def counted_once(path: Path) -> set[Any]:
         accepted = set(
             db.execute(
                 "SELECT slots.run, slots.task, slots.round, slots.attempt, reports.client FROM reports "
-                "JOIN slots ON slots.id = slot_id WHERE reports.status = 'accepted' "
+                "JOIN slots ON slots.id = slot_id WHERE reports.status = 'accepted' AND slots.learn "
                 "AND CASE WHEN slots.buffered THEN counted_in IS NOT NULL ELSE slots.state = 'aggregated' END"
             )
         )

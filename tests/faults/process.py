@@ -32,6 +32,7 @@ class Order:
     seeded: bool = True  # secrets follow from their names, so that two runs have the same bits
     small: int | None = None  # bytes beyond which a body counts as long, and lies and travels as such
     notes_often: bool = False  # how long slots have been open is noted at every look, not now and then
+    by_exchange: bool = False  # phases are those of exchanges: ``train-1-keys``
     starve: Point | None = None  # where memory runs out, once
     memory_bytes: int | None = None  # RLIMIT_AS, beyond what the process has when it starts
     clock: tuple[float, ...] = ()  # seconds by which the wall clock is wrong, another one at every fail point
@@ -116,6 +117,10 @@ class Observer:
             self.note("starved", point=name, phase=self.phase)
             raise MemoryError
 
+    def _phase(self, slot: Any) -> str:
+        """What everything is noted under until the next plan."""
+        return f"{slot.task}-{slot.round}" + (f"-{slot.exchange}" if self.order.by_exchange else "")
+
     def _set_clock(self) -> None:
         """Let everything in this process that asks for the time of day hear a wrong one; monotonic clocks are right."""
         from datetime import UTC, datetime
@@ -134,7 +139,7 @@ class Observer:
         from hansa.network.runtime import NetworkRuntime
 
         def start(runtime: Any, plan: Any, clients: Any, *, real: Any = NetworkRuntime.start) -> None:
-            self.phase = f"{plan.slot.task}-{plan.slot.round}"
+            self.phase = self._phase(plan.slot)
             real(runtime, plan, clients)
 
         def keep_only(blobs: Any, names: Any, *, real: Any = Blobs.keep_only) -> None:
@@ -158,7 +163,7 @@ class Observer:
 
         def answer(joined: Any, work: Any, *, real: Any = client._Joined._answer) -> None:
             slot = client.read_plan(work.plan).slot
-            self.phase = f"{slot.task}-{slot.round}"
+            self.phase = self._phase(slot)
             real(joined, work)
 
         def put_report(

@@ -38,6 +38,7 @@ _PRELOAD = (
     "hansa.network.client",
     "hansa.algorithms.scaffold",
     "hansa.transforms.quantize",
+    "hansa.aggregators.secure_mean",
     "hansa.learners.linear",
     "hansa.training.report",
     "uvicorn.lifespan.off",
@@ -104,6 +105,28 @@ app = hansa.App(
     load_data=load,
 )
 """
+_SECURE = """
+import numpy as np
+import hansa
+
+
+def load(path):
+    with np.load(path) as found:
+        return hansa.Dataset(found["x"], found["y"])
+
+
+app = hansa.App(
+    federation=hansa.Federation(
+        learner=hansa.LinearLearner(num_features=3, num_classes=2),
+        algorithm=hansa.FedAvg(client_learning_rate=0.1, local_steps=3, batch_size=4),
+        transforms=(hansa.Clip(norm=1.0),),
+        aggregator=hansa.SecureMean(),
+    ),
+    schedule=hansa.Schedule(num_rounds=NUM_ROUNDS, min_clients=NUM_CLIENTS, evaluate_every=NUM_ROUNDS, buffer=BUFFER),
+    holdout=0.25,
+    load_data=load,
+)
+"""
 
 
 class Failure(AssertionError):
@@ -127,11 +150,13 @@ class Trial:
         small: int | None = None,
         buffer: str | None = None,
         noisy: bool = False,
+        secure: bool = False,
     ) -> None:
         self.folder, self.port, self.names, self.seeded, self.url = folder, port, tuple(names), seeded, url
         self.kills, self.trace = dict(kills or {}), trace  # who dies at which points, once at each
         self.small = small  # bytes beyond which bodies are treated as long ones
         self.noisy = noisy  # releases get noise, and owners have a privacy budget
+        self.secure = secure  # updates travel under masks; phases name the exchange, too
         self.buffer = buffer  # options of ``Buffered``, where rounds are buffered ones
         self.starve: dict[str, Point] = {}  # whose memory runs out where, once
         self.clocks: dict[str, tuple[float, ...]] = {}  # whose wall clock is wrong, by how many seconds
@@ -145,7 +170,7 @@ class Trial:
         for part in ("data", "notes", "logs", "archive"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         source = (
-            (_NOISY if self.noisy else _APP)
+            (_NOISY if self.noisy else _SECURE if self.secure else _APP)
             .replace("NUM_ROUNDS", str(num_rounds))
             .replace("NUM_CLIENTS", str(len(self.names)))
         )
@@ -166,6 +191,7 @@ class Trial:
         else:
             words = ("join", f"@{name}.token", "app.py", "--data", f"data/{name}.npz", "--state", name)
             words += ("--epsilon-budget", "100", "--budget-dir", "budgets") if self.noisy else ()
+            words += ("--peers", "peers.txt") if (self.folder / "peers.txt").exists() else ()
         done = {(note["point"], note["phase"]) for note in self.notes(name, "kill")}
         kills = tuple(point for point in self.kills.get(name, ()) if point not in done)
         shared = {
@@ -174,6 +200,7 @@ class Trial:
             "seeded": self.seeded,
             "small": self.small,
             "notes_often": self.buffer is not None,
+            "by_exchange": self.secure,
             "starve": self.starve.get(name),
             "clock": self.clocks.get(name, ()),
         }
@@ -393,4 +420,5 @@ def copied(trial: Trial, folder: Path, **more: Any) -> Trial:
     """Another trial that begins where ``trial`` stands; they cannot run at the same time, as they share a port."""
     shutil.copytree(trial.folder, folder, symlinks=True)
     same = {"seeded": trial.seeded, "url": trial.url, "buffer": trial.buffer, "noisy": trial.noisy}
+    same |= {"secure": trial.secure}
     return Trial(folder, trial.port, names=trial.names, **{**same, **more})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import support
+from hansa.aggregators.secure_mean import SecureMean
 from hansa.algorithms.scaffold import SCAFFOLD
 from hansa.core.errors import RunError
 from hansa.core.key import Key
@@ -20,12 +21,18 @@ from hansa.runtimes.inprocess import InProcess
 from hansa.runtimes.processes import Processes
 from hansa.runtimes.virtual_time import VirtualTime
 from hansa.training.simulate import simulate
+from hansa.transforms.clip import Clip
 from hansa.transforms.sparsify import TopK
 from support_devices import Delays
 from support_federations import FEDERATIONS, LOCAL
 from support_masked_sum import MaskedSum
 
-FEDERATIONS = FEDERATIONS | {"MaskedSum": support.linear(algorithm=SCAFFOLD(**LOCAL), aggregator=MaskedSum())}
+FEDERATIONS = FEDERATIONS | {
+    "MaskedSum": support.linear(algorithm=SCAFFOLD(**LOCAL), aggregator=MaskedSum()),
+    "SecureMean, protocol": support.linear(
+        transforms=(Clip(norm=2.0),), aggregator=SecureMean(bits=20, simulate="protocol")
+    ),
+}
 SIZES = (7, 1, 12, 5, 0, 9, 2, 4, 6, 8, 10, 1, 3, 2, 5, 5, 4, 3)  # one client is empty
 REGRESSION, CLASSES = support.regression(SIZES), support.classes(SIZES)
 

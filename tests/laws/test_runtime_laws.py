@@ -7,6 +7,7 @@ import pytest
 
 import support
 from hansa.aggregators.mean import Mean
+from hansa.aggregators.secure_mean import SecureMean
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.protocols import Slot
 from hansa.core.round import make_plan, server_round
@@ -102,7 +103,7 @@ def test_another_seed_gives_another_run(name):
 
 def rows_of(federation, clients, cohort, block_size, num_rounds=2):
     """Each client's own last report, as bytes by client, when just ``cohort`` takes part."""
-    if isinstance(federation.aggregator, Mean):
+    if isinstance(federation.aggregator, Mean | SecureMean):
         federation = dataclasses.replace(federation, aggregator=support.Unsummed())
     state, context, site = support.world(federation, clients, block_size)
     sent = {}
@@ -112,6 +113,8 @@ def rows_of(federation, clients, cohort, block_size, num_rounds=2):
         for report in site.reports(plan.slot):
             sent |= {c: report.payload.values[i].tobytes() for i, c in enumerate(report.clients)}
         site.settle(plan.slot, cohort)
+    assert set(sent) <= set(cohort)
+    assert len(sent) >= len(cohort) - 1
     return sent
 
 

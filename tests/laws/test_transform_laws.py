@@ -17,6 +17,8 @@ from hansa.transforms.clip import Clip
 from hansa.transforms.correlated_noise import CorrelatedNoise
 from hansa.transforms.noise import GaussianNoise
 from hansa.transforms.quantize import Quantize
+from hansa.transforms.random_mask import RandomMask
+from hansa.transforms.rotate import Rotate
 from hansa.transforms.sparsify import TopK
 from hansa.wire import pack, pack_report, unpack, unpack_report
 
@@ -32,7 +34,16 @@ TRANSFORMS = [
     TopK(fraction=0.3, error_feedback=False),
     GaussianNoise(noise_multiplier=1.0),
     CorrelatedNoise(noise_multiplier=1.0),
+    Rotate(),
+    RandomMask(fraction=0.4),
 ]
+
+
+def needs_whole_rows(first, second):
+    """Whether the second transform refuses rows that the first one shortens."""
+    return hasattr(first, "encoded_size") and isinstance(second, Rotate | RandomMask)
+
+
 # Equal on average, with the stated variance of a row of length n and largest magnitude m.
 UNBIASED = {Quantize(bits=bits): (lambda n, m, levels: n * (m / levels) ** 2 / 4) for bits in (2, 3, 8)}
 
@@ -51,7 +62,8 @@ NASTY = {
     "two alike": np.array([[3.0, -4.0], [3.0, -4.0]]),
 }
 BLOCKS = {name: support.block(values) for name, values in NASTY.items()}
-CHAINS = [(t,) for t in TRANSFORMS] + list(itertools.product(TRANSFORMS, repeat=2))
+PAIRS = [pair for pair in itertools.product(TRANSFORMS, repeat=2) if not needs_whole_rows(*pair)]
+CHAINS = [(t,) for t in TRANSFORMS] + PAIRS
 
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
 every_chain = pytest.mark.parametrize("transforms", CHAINS, ids=lambda c: " ".join(map(repr, c)))
@@ -68,6 +80,11 @@ def norms(rows):
 
 def memory_rows(remembered, count):
     return [{name: value[i] for name, value in remembered.items()} for i in range(count)]
+
+
+def mixed(transforms):
+    """Whether small values are differences of large ones, and no more exact than those are."""
+    return any(isinstance(transform, Rotate) for transform in transforms)
 
 
 def bits(array):
@@ -175,7 +192,7 @@ def test_the_decoded_sum_is_the_sum_of_the_decoded(transforms):
     values = np.asarray(sent.values, np.float64)
     together = chain.decode(transforms, values.sum(axis=0, keepdims=True), plan)
     apart = chain.decode(transforms, values, plan).sum(axis=0, keepdims=True)
-    np.testing.assert_allclose(together, apart, rtol=1e-12)
+    np.testing.assert_allclose(together, apart, rtol=1e-12, atol=1e-12 * mixed(transforms) * np.abs(apart).max())
 
 
 @pytest.mark.parametrize("transform", UNBIASED, ids=repr)
@@ -242,7 +259,8 @@ def test_torch_rows_give_what_numpy_rows_give(transforms):
         tensor = block._replace(values=torch.tensor(block.values))
         expected, kept, _ = support.encoded(transforms, block)
         found, keeps, plan = support.encoded(transforms, tensor)
-        np.testing.assert_allclose(np.asarray(found.values), expected.values, rtol=1e-6)
+        within = 1e-6 * mixed(transforms) * np.abs(expected.values).max()
+        np.testing.assert_allclose(np.asarray(found.values), expected.values, rtol=1e-6, atol=within)
         for part, value in kept.items():
             np.testing.assert_allclose(np.asarray(keeps[part]), value, rtol=1e-6)
         pack_report(Report(plan.slot, found.clients[:1], found.take([0])), chain.codec(transforms))

@@ -21,6 +21,7 @@ from hansa.network.calls import Signed
 from hansa.network.client import Connection, run_participant
 from hansa.network.client_store import ClientStore
 from hansa.network.coordinator import Coordinator
+from hansa.network.credentials import Enrolled
 from hansa.network.enrolment import Identity, enrol
 from hansa.network.http import serve_in_thread
 from hansa.network.participant import Participant
@@ -84,7 +85,15 @@ class Site:
         if name in self.budgets:
             terms = {"epsilon": self.budgets[name], "delta": 1e-3}
             budget = budget_of(str(self.folder / f"{name}.csv"), self.folder / "budgets", store, **terms)
-        return Participant(self.federation, name, load, store, budget=budget)
+        return Participant(self.federation, name, load, store, budget=budget, credentials=self.credentials(name))
+
+    def credentials(self, name: str) -> Enrolled | None:
+        """Of a client whose word its peers check."""
+        if not hasattr(self.federation.aggregator, "enrolled"):
+            return None
+        if Identity.of(self.folder / name) is None:
+            self.enrol(name)
+        return Enrolled(self.folder / name)
 
     def connect(self, name: str, store: ClientStore, on_event=None) -> Connection:
         who = Identity.of(self.folder / name) or self.enrol(name)

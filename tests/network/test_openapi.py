@@ -97,7 +97,7 @@ class World:
         self.routes = Routes(self.desk)
         coordinator = self.desk.coordinator
         assert self.routes.ask("POST", b"/v1/hello", self.routes.hello()).status == 200
-        values = [np.full((1, coordinator.num_params), number, np.float32) for number in range(3)]
+        values = [np.full((1, coordinator.sizes.num_params), number, np.float32) for number in range(3)]
         self.reports = [report_of(value, 1.0) for value in values] + [report_of(values[0], -1.0), b"no report"]
         self.vectors = coordinator.publish({"params": np.arange(100, dtype=np.float32).tobytes()})
         self.slots = []

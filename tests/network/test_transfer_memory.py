@@ -48,7 +48,7 @@ enrol(coordinator.registry.invite("berlin", url=server.url, authority=authority)
 parts = federation.task("train")
 plan = make_plan(parts, begin(parts, np.zeros(4, np.float32)), Context(Key.of(1)), ("berlin",), SLOT)
 NetworkRuntime(coordinator).start(plan, ("berlin",))
-coordinator.num_params = NUM  # from here on a report is of that length
+coordinator.sizes.num_params = NUM  # from here on a report is of that length
 sha256 = coordinator.models.put(lay_out(np.arange(NUM, dtype=np.float32)))
 before = start()
 print(coordinator.run, sha256, flush=True)

@@ -1,7 +1,6 @@
 """Ways in which published epsilons were wrong, each configured as one would by mistake: refused, or told the truth.
 
-The list and its figures: the issue trackers and papers named at each test. Distributed noise sized for more clients
-than stayed is not here: it needs secure aggregation.
+The list and its figures: the issue trackers and papers named at each test.
 """
 
 import math
@@ -13,13 +12,15 @@ import pytest
 
 import hansa
 import support
+from hansa.core.errors import Abandoned
 from hansa.core.key import Key
-from hansa.core.protocols import Aggregate
+from hansa.core.protocols import Aggregate, Draws
 from hansa.privacy import events, gaussian
 from hansa.privacy.ledger import Entry, Ledger
 from hansa.training.check import problems
 from hansa.training.privacy import Accounts, bound, coming, noise_of, planned
 from hansa.training.privacy_statement import statement
+from support_secagg import Table, grid_rows
 
 CLIPPED = (hansa.Clip(norm=1.0), hansa.GaussianNoise(noise_multiplier=1.0, delta=1e-3))
 EQUAL = hansa.Mean(weighting="clients")
@@ -244,3 +245,34 @@ def test_noise_without_a_bound_is_refused(transforms, says):
 )
 def test_a_robust_rule_that_proves_no_bound_is_refused(aggregator):
     assert "proves no bound on one client's say" in sentences(federation(aggregator=aggregator))
+
+
+# ------------------------------------------------------------------ noise in shares, sized for more clients than stayed
+
+
+def shared(aggregator):
+    return federation((hansa.Clip(norm=1.0), hansa.SkellamNoise(noise_multiplier=1.0, delta=1e-3)), aggregator)
+
+
+def test_noise_in_shares_without_a_fewest_number_of_clients_is_refused():
+    for aggregator in (EQUAL, hansa.SecureMean()):
+        said = " ".join(map(str, problems(shared(aggregator), hansa.Schedule(num_rounds=2), 20)))
+        assert "hansa.SecureMean(min_survivors=" in said
+
+
+def test_the_fewest_honest_clients_that_may_stay_bring_all_the_noise_that_is_counted():
+    """Ten stay of twenty, and one of them tells the server its share."""
+    own = bound(shared(hansa.SecureMean(min_survivors=10, corrupt=0.1)), hansa.Schedule(num_rounds=2), 20)
+    noise, keys = own.transforms[-1], [Key.of(i) for i in range(9)]
+    block = support.block(np.zeros((9, 20_000)))
+    sent, _ = noise.encode(block, None, None, Draws(Key.of(0), keys, keys, norm_bound=1.0, value_bound=1.0))
+    found = sent.values.astype(np.float64).sum(axis=0).std()
+    assert found == pytest.approx(1.0, rel=0.02)
+    assert coming(noise, hansa.Schedule(num_rounds=2), 20, 0).noise_multiplier == 1.0
+
+
+def test_a_noisy_sum_of_fewer_than_that_is_not_opened():
+    table = Table(hansa.SecureMean(min_survivors=4), grid_rows(5))
+    table.dropped["masked"] = {"c00", "c01"}
+    with pytest.raises(Abandoned):
+        table.play()

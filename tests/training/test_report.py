@@ -132,6 +132,12 @@ def test_stated_privacy_is_shown_as_stated(write_run: WriteRun) -> None:
     assert "No formal privacy guarantee" not in text
 
 
+def test_what_secure_sums_hide_is_said(write_run: WriteRun) -> None:
+    text = text_of(page_of(write_run(secrecy=["SecureMean: the server sees sums of at least 5 clients."])))
+    assert "secure aggregation SecureMean: the server sees sums of at least 5 clients." in text
+    assert "The server saw sums of updates and no single one" in text
+
+
 def test_bodies_are_listed_by_kind(write_run: WriteRun) -> None:
     bodies = [{"kind": "update", "direction": "up", "count": 6, "bytes": 3000}]
     assert "update · client to server 6 3.0 kB 500 B" in text_of(page_of(write_run(bodies=bodies)))

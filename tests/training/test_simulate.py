@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import support
 from hansa.aggregators.krum import Krum
+from hansa.aggregators.secure_mean import SecureMean
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.errors import CheckError, InputError, RunError
 from hansa.data.dataset import Dataset
@@ -16,6 +18,7 @@ from hansa.runtimes.inprocess import InProcess
 from hansa.training.apps import App
 from hansa.training.schedule import Schedule
 from hansa.training.simulate import simulate
+from hansa.transforms.clip import Clip
 
 POPULATION = support.regression()
 EMPTY = Dataset(np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
@@ -309,6 +312,18 @@ def test_the_pool_takes_as_many_steps_as_the_cohort():
     everyone = run.info["baselines"]["everyone"]
     assert everyone["alone"]["loss"] == everyone["federated"]["loss"] == (8 / 4) ** 2 / 2
     assert everyone["pooled"]["loss"] == (8 / 16) ** 2 / 2
+
+
+def test_a_client_alone_is_hidden_in_no_sum():
+    population = support.regression(sizes=(12, 30, 9))
+    secure = replace(support.linear(), transforms=(Clip(norm=100.0),), aggregator=SecureMean())
+    plain, hidden = (
+        simulate(federation, population, num_rounds=2, holdout=0.3, baselines=True).info["baselines"]["clients"]
+        for federation in (support.linear(), secure)
+    )
+    for client, scores in plain.items():
+        assert hidden[client]["alone"] == scores["alone"]
+        assert hidden[client]["pooled"] == scores["pooled"]
 
 
 def test_baselines_without_held_out_rows_are_refused_with_what_to_give():

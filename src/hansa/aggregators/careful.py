@@ -17,6 +17,7 @@ from hansa.core.protocols import Aggregator, Ask, Client, Report, Updates
 
 History = Mapping[str, tuple[Report, ...]]
 Answer = TypeVar("Answer")
+_OF_ITSELF = ("fitted", "of_sums", "witnessed")
 
 _log = logging.getLogger("hansa")
 
@@ -31,10 +32,11 @@ class Careful:
         return repr(self.inner)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the aggregator's own."""
+        """Everything else is the aggregator's own; what it makes of itself stays careful."""
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
-        return getattr(self.inner, name)
+        found = getattr(self.inner, name)
+        return (lambda *given: Careful(found(*given))) if name in _OF_ITSELF else found
 
     def ask(self, cohort: tuple[Client, ...], history: History) -> Ask | None:
         return reading(partial(self.inner.ask, cohort), history)

@@ -21,7 +21,9 @@ def answer_rows(updates: Updates | None) -> tuple[Updates, Mapping[Client, Any],
 
 
 def only_exchange(aggregator: Aggregator, cohort: tuple[Client, ...]) -> str:
-    """The name of a plain aggregator's one exchange; buffered rounds need such a one."""
+    """The exchange of buffered rounds: an aggregator's one, or that in which an aggregator of several has rows wait."""
+    if hasattr(aggregator, "buffer_exchange"):
+        return str(aggregator.buffer_exchange)
     ask = aggregator.ask(cohort, {})
     if ask is None or not ask.learn:
         raise InputError("buffered rounds: expected an aggregator of one exchange, found one of several; use Mean()")

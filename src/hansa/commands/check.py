@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hansa.core.check import Problem, refuse
-from hansa.core.errors import InputError
+from hansa.core.errors import CheckError, InputError
 from hansa.data.population import Population
 from hansa.federation import Federation
 from hansa.terminal import bytes_words, console, new_table
@@ -17,6 +17,7 @@ from hansa.training.check import leaves, problems
 from hansa.training.privacy import bound, noise_of, planned
 from hansa.training.privacy_statement import statement
 from hansa.training.schedule import Schedule
+from hansa.training.secrecy import secrecy
 
 
 def run_check(app_file: Path, data: Path | None, settings: list[str]) -> None:
@@ -27,7 +28,11 @@ def run_check(app_file: Path, data: Path | None, settings: list[str]) -> None:
     found = problems(app.federation, app.schedule, count) + (_data_problems(app, population) if population else [])
     if population and not found:
         screen.print(population.skew().summary())
-    _show(screen, app, count or app.schedule.cohort_size or 1)
+    try:
+        _show(screen, app, count or app.schedule.cohort_size or 1)
+    except CheckError:  # noise that cannot be sized cannot be shown
+        refuse(found)
+        raise
     refuse(found)
     screen.print("[green]no problem found[/green]")
 
@@ -51,6 +56,8 @@ def _show(screen: Console, app: App, num_clients: int) -> None:
         f"{bytes_words(total * update)} up and {bytes_words(total * 4 * params)} down in all; memory for the model "
         f"about {bytes_words(16 * params)} at a client and {bytes_words(24 * params)} at the server"
     )
+    for sentence in secrecy(federation, min(schedule.num_counted(num_clients), num_clients)):
+        screen.print(sentence, soft_wrap=True)
     _show_privacy(screen, federation, schedule, num_clients)
     if app.fingerprint:
         screen.print(f"fingerprint {app.fingerprint[:16]}")

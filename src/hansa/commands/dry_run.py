@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hansa.aggregators.mean import Mean
+from hansa.commands.rehearsal import rehearse
 from hansa.core.key import Key
-from hansa.core.protocols import Memory, Plan, Slot
+from hansa.core.protocols import Plan, Slot
 from hansa.core.round import Context, ServerState, begin, make_plan
+from hansa.data.dataset import Dataset
 from hansa.federation import Federation, Pair
 from hansa.network.budget import DELTA, Budget
 from hansa.network.participant import in_the_clear
@@ -42,19 +46,21 @@ def dry_run(screen: Console, federation: Federation, name: str, load: Callable[[
         if getattr(preparation, "is_public", False):
             totals.append(np.zeros(0))
             continue
-        plan = _plan(federation, Slot(number, 0, "update", "prepare"), key, totals)
-        report = _report(federation, plan, name, (train, test), totals)
+        plan, known = _plan(federation, Slot(number, 0, "update", "prepare"), key, totals), list(totals)
+        visible = replace(federation, aggregator=Mean())  # its own sums, for what comes after
+        [(_, report)] = rehearse(visible, plan, name, _rows(federation, plan, name, (train, test), known))
         totals.append(np.asarray(report.payload.values[0], dtype=np.float64))
-        _write(table, out, "statistics", report, federation, plan)
+        for told, said in rehearse(federation, plan, name, _rows(federation, plan, name, (train, test), known)):
+            _write(table, out, "statistics", said, federation, told)
     for task, kind in (("train", "update"), ("evaluate", "metrics")):
         plan = _plan(federation, Slot(0, 0, "update", task), key, totals)
-        if task == "evaluate" and (federation.is_private or test is None):
+        if task == "evaluate" and (not federation.sends_metrics or test is None):
             continue
-        report = _report(federation, plan, name, (train, test), totals)
-        for reason in report.refused.values():
-            screen.print(f"[yellow]this client would be left out of the round[/yellow]: {reason}")
-        if report.clients:
-            _write(table, out, kind, report, federation, plan)
+        for told, report in rehearse(federation, plan, name, _rows(federation, plan, name, (train, test), totals)):
+            for reason in report.refused.values():
+                screen.print(f"[yellow]this client would be left out of the round[/yellow]: {reason}")
+            if report.clients:
+                _write(table, out, kind, report, federation, told)
     screen.print(table)
     screen.print(f"nothing was sent; the bodies lie in {out} (safetensors)")
 
@@ -97,19 +103,20 @@ def _plan(federation: Federation, slot: Slot, key: Key, totals: list[Any]) -> Pl
     return make_plan(parts, state, context, (), slot)
 
 
-def _report(federation: Federation, plan: Plan, name: str, pair: Pair, totals: list[Any]) -> Any:
+def _rows(federation: Federation, plan: Plan, name: str, pair: Pair, totals: list[Any]) -> Dataset:
+    """What the plan's task is about, prepared."""
     train, test = pair
     ready = federation.prepared(train, totals)
     if plan.slot.task != "prepare":
         federation.learner.check(ready, name)
     if plan.slot.task == "evaluate":
         ready = ready.take([]) if test is None else federation.prepared(test, totals)
-    report, _, _ = federation.exchange(plan, (name,), [ready], Memory([{}]), {}, [Key.of("dry run secret")])
-    return report
+    return ready
 
 
 def _write(table: Table, out: Path, kind: str, report: Any, federation: Federation, plan: Plan) -> None:
     body = pack_report(report, federation.codec(plan.slot))
+    kind = kind if plan.learn else plan.slot.exchange
     file = out / f"{plan.slot.task}-{plan.slot.round}-{kind}.safetensors"
     file.write_bytes(body)
     table.add_row(kind, bytes_words(len(body)), file.name, in_the_clear(federation, plan.slot))

@@ -18,6 +18,7 @@ from hansa.data.source import held_out
 from hansa.federation import Federation, Pair
 from hansa.network.budget import Budget, budget_of
 from hansa.network.client_store import ClientStore
+from hansa.network.credentials import Enrolled, read_peers
 from hansa.network.participant import Participant
 from hansa.terminal import console, harmless
 from hansa.training.apps import App, app_files, fingerprint, load_app, load_function, pair_of
@@ -85,6 +86,7 @@ def run_join(
     allowance: Allowance,
     stay: bool,
     dry_run: bool,
+    peers: Path | None = None,
 ) -> None:
     """Take part until the run is over (or for ever, with ``stay``)."""
     from hansa.network.client import Connection, run_participant
@@ -92,6 +94,7 @@ def run_join(
     from hansa.network.token import JoinToken
 
     screen, owner = console(), Owner(apps, data, device)
+    known = None if peers is None else read_peers(peers)
     files = app_files(apps)
     join = JoinToken.decode(token_text(token))
     name = None if join.is_pattern else join.name
@@ -113,7 +116,8 @@ def run_join(
         screen.print(harmless(str(budget)), soft_wrap=True)
     who = enrol(join, folder, _fleet_name(join.name) if join.is_pattern else None)
     screen.print(f"{who.name}: joined {who.url}, state {folder}")
-    make = partial(_participant, owner=owner, name=who.name, store=store, screen=screen)
+    credentials = Enrolled(folder, known)
+    make = partial(_participant, owner=owner, name=who.name, store=store, screen=screen, credentials=credentials)
     with closing(Connection(who, store, on_event=partial(_tell, screen))) as connection:
         _on_terminate(connection.stop.set)
         run_participant(connection, lambda: _offered(apps, make), stay=stay)
@@ -136,7 +140,9 @@ def token_text(token: str) -> str:
     return lines[-1].strip()
 
 
-def _participant(file: Path, *, owner: Owner, name: str, store: Any, screen: Console) -> Participant:
+def _participant(
+    file: Path, *, owner: Owner, name: str, store: Any, screen: Console, credentials: Enrolled
+) -> Participant:
     app, federation = owner.app(file)
 
     def problem(error: Exception) -> None:
@@ -151,6 +157,7 @@ def _participant(file: Path, *, owner: Owner, name: str, store: Any, screen: Con
         on_problem=problem,
         app=(fingerprint(file), file.read_bytes()),
         budget=owner.budget,
+        credentials=credentials,
     )
 
 

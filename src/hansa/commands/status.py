@@ -91,6 +91,7 @@ def _show_coordinator(found: dict[str, Any]) -> None:
 
 def _client(state: Path) -> dict[str, Any]:
     from hansa.network.client_store import ClientStore
+    from hansa.network.credentials import own_line
     from hansa.network.enrolment import Identity
 
     who, store = Identity.of(state), ClientStore(state)
@@ -109,6 +110,7 @@ def _client(state: Path) -> dict[str, Any]:
         "kind": "client",
         "name": who.name if who else None,
         "url": who.url if who else None,
+        "peer_line": own_line(who) if who else None,
         "last_sent": last,
         "answers": answers,
         "receipts": receipts,
@@ -163,6 +165,8 @@ def _show_client(found: dict[str, Any]) -> None:
     screen.print(f"signed receipts: {kept or 'none yet'}")
     for budget in found["budgets"]:
         _show_budget(screen, budget)
+    if found["peer_line"]:
+        screen.print(f"for others' lists of peers (join --peers): {found['peer_line']}", soft_wrap=True)
     if found["model"]:
         screen.print(f"newest released model: {found['model']}")
 

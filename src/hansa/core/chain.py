@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
+from typing import NamedTuple
 
 import numpy as np
 
@@ -86,14 +87,13 @@ def encode(
     secret: Sequence[Key],
 ) -> tuple[Updates, dict[str, Array]]:
     """Every client half in order; what clients remember is filed under ``{position}.{name}``."""
-    remembered, bound = dict[str, Array](), math.inf
+    remembered, found = dict[str, Array](), Limits()
     for i, (transform, settings) in enumerate(zip(transforms, plan.settings, strict=True)):
         rows = Streams(updates.clients, partial(plan.key.child, "transform", i))
         own = Streams(secret, methodcaller("child", "transform", i))
-        updates, kept = transform.encode(
-            updates, settings, memory.part(str(i)), Draws(plan.key.child("transform", i), rows, own, bound)
-        )
-        bound = transform.norm_bound(bound, settings)
+        draws = Draws(plan.key.child("transform", i), rows, own, found.norm, found.value)
+        updates, kept = transform.encode(updates, settings, memory.part(str(i)), draws)
+        found = limits([transform], [settings], found)
         remembered |= {f"{i}.{name}": value for name, value in kept.items()}
     return updates, remembered
 
@@ -125,6 +125,23 @@ def norm_bound(transforms: Sequence[UpdateTransform], settings: Sequence[Setting
     for transform, own in zip(transforms, settings, strict=True):
         bound = transform.norm_bound(bound, own)
     return math.hypot(bound, tail, *(t.tail_bound(own) for t, own in zip(transforms, settings, strict=True)))
+
+
+class Limits(NamedTuple):
+    """What the stages of a chain prove of every row that they leave."""
+
+    norm: float = math.inf  # L2
+    value: float = math.inf  # of one coordinate, absolute
+    step: float = 0.0  # a power of two that every value is a whole multiple of; 0: none
+
+
+def limits(transforms: Sequence[UpdateTransform], settings: Sequence[Settings], found: Limits | None = None) -> Limits:
+    """What is proved of the rows that a chain encodes; a stage with a ``limits`` method knows more than their norm."""
+    found = found or Limits()
+    for transform, own in zip(transforms, settings, strict=True):
+        norm = transform.norm_bound(found.norm, own)
+        found = transform.limits(found, own) if hasattr(transform, "limits") else Limits(norm, norm)
+    return found
 
 
 def codec(transforms: Sequence[UpdateTransform]) -> Codec:

@@ -92,6 +92,7 @@ class Draws(NamedTuple):
     rows: Sequence[Key]  # a client's own
     secret: Sequence[Key]  # a client's own, unknown to the server
     norm_bound: float = math.inf  # what the stages before prove of a row's L2 norm
+    value_bound: float = math.inf  # and of its largest value
 
 
 class Aggregate(NamedTuple):
@@ -209,6 +210,7 @@ class Codec(Protocol):
 class Aggregator(Protocol):
     """Merges updates, in one exchange or in several; the server's half is pure functions of frozen reports.
 
+    ``fitted(limits) -> Aggregator`` is optional: what the chain proves of rows (``chain.Limits``), told once a round.
     ``check_mail(exchange, mail) -> str`` is optional: what is wrong with one client's mail, or an empty text. Mail may
     be any tree of arrays, numbers and texts. A coordinator asks before it accepts a report: what is let through,
     ``ask`` and ``open`` should be able to read (where they fail all the same, see ``aggregators/careful.py``).

@@ -55,7 +55,7 @@ def client_round(
             here = updates.clients
     held = {client: scratch.get(client, {}) for client in here} if scratch or updates is None else {}
     streams = Streams(secret, lambda key: key.child("aggregator", plan.slot.exchange))
-    payload, kept, more = parts.aggregator.answer(plan, updates, held, streams)
+    payload, kept, more = _fitted(parts, plan.settings).answer(plan, updates, held, streams)
     here = tuple(client for client in here if client not in more) if more else here
     return Report(plan.slot, here, payload, {**refused, **more}), remembered, kept
 
@@ -112,6 +112,12 @@ def _cast(values: Array, dtype: str) -> Array:
 
     xp = array_api_compat.array_namespace(values)
     return xp.astype(values, getattr(xp, dtype), copy=False)
+
+
+def _fitted(parts: Parts, settings: Sequence[Any]) -> Any:
+    """The aggregator of one round: one that has ``fitted`` is told what the chain proves of the rows that it meets."""
+    fit = getattr(parts.aggregator, "fitted", None)
+    return parts.aggregator if fit is None else fit(chain.limits(parts.transforms, settings))
 
 
 def begin(parts: Parts, params: Array, update_size: int | None = None) -> ServerState:
@@ -192,14 +198,16 @@ def server_round(
     """
     history: dict[str, tuple[Report, ...]] = {}
     learned, cohort = None, tuple(cohort)
+    settings = [t.settings(s) for t, s in zip(parts.transforms, state.transforms, strict=True)]
+    aggregator = _fitted(parts, settings)
     try:
-        while (ask := parts.aggregator.ask(cohort, history)) is not None:
+        while (ask := aggregator.ask(cohort, history)) is not None:
             here = slot._replace(exchange=ask.exchange)
             plan = make_plan(parts, state, context, cohort, here, ask.learn, ask.mail)
             runtime.start(plan, ask.clients)
             history[ask.exchange] = tuple(runtime.reports(here))
             learned = plan if ask.learn else learned
-        block = parts.aggregator.open(cohort, history)
+        block = aggregator.open(cohort, history)
         if learned is None or not block.clients:
             raise Abandoned(
                 f"round {slot.round}: expected at least one client's update, found none; nothing was released"
@@ -224,20 +232,21 @@ def buffered_round(
     buffer_size: int,
     staleness: Callable[[int], float],
     refill: Callable[[int], None],
+    together: Callable[[Mapping[Slot, Sequence[Report]]], Sequence[tuple[Plan, Updates]]] | None = None,
 ) -> tuple[ServerState, Aggregate]:
     """One buffered asynchronous round: the next ``buffer_size`` reports, whatever plan they answer.
 
     Algorithm 1 (FedBuff) of Nguyen et al., AISTATS 2022: see ``training/buffered.py``. ``plans`` are those under way,
     kept up by the runtime; an update that comes ``s`` rounds late is scaled by ``staleness(s)``. ``refill(n)`` starts
-    ``n`` more clients, and is called as soon as so many have reported.
+    ``n`` more clients, and is called as soon as so many have reported. ``together`` opens reports of all slots as one.
     """
     late: dict[Slot, list[Report]] = {}
     for report in runtime.arrivals(buffer_size, refill):
         late.setdefault(report.slot, []).append(report)
-    groups: list[tuple[Plan, Updates]] = []
-    for slot in sorted(late):
+    groups = list[tuple[Plan, Updates]](together(late) if together else ())
+    for slot in () if together else sorted(late):
         here = tuple(client for report in late[slot] for client in (*report.clients, *report.refused))
-        block = parts.aggregator.open(here, {slot.exchange: tuple(late[slot])})
+        block = _fitted(parts, plans[slot].settings).open(here, {slot.exchange: tuple(late[slot])})
         groups += [(plans[slot], block)] if block.clients else []
     if not groups:
         for slot in late:

@@ -18,8 +18,9 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from hansa.core.protocols import Client, Slot
 from hansa.network.failpoints import fail_point
 from hansa.network.messages import slot_of
-from hansa.network.rounds import REVOKED, Rounds, Terms
+from hansa.network.rounds import REVOKED, UNSETTLED, Rounds, Terms
 from hansa.network.store import assignments, reports, slots, vectors
+from hansa.secagg.steps import in_buffer
 
 _FORMS_LOOKED_AT = 200  # of the newest reports, to tell which form is the usual one
 
@@ -108,8 +109,15 @@ class Buffers:
         return held
 
     def settle(self, buffer: Slot, slot: Slot, counted: Sequence[Client]) -> bool:
-        """Tell the clients of a buffer that answered one slot whether their update counted; False if that was done."""
+        """Tell the clients of a buffer that answered one slot whether their update counted; False if that was done.
+
+        The exchanges of a secure sum, in which they took part from this slot, are over.
+        """
+        attempt = (slots.c.task == slot.task, slots.c.round == slot.round, slots.c.attempt == slot.attempt)
+        of_sum = slots.c.slot.endswith(in_buffer("", buffer), autoescape=True)
         with self.rounds.store.write() as db:
+            over = sa.and_(slots.c.run == self.rounds.run, *attempt, of_sum, slots.c.state.in_(UNSETTLED))
+            db.execute(slots.update().where(over).values(state="aggregated" if counted else "abandoned"))
             mine = self._id(db, slot)
             held = [row.client for _, row in self._held(db, buffer) if row.slot_id == mine]
             told = self.rounds.tell(db, slot, {client: client in set(counted) for client in held})

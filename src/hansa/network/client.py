@@ -215,7 +215,8 @@ def run_participant(connection: Connection, apps: Apps, *, stay: bool = False) -
     joined: _Joined | None = None
     while not connection.stop.is_set():
         try:
-            connection.renew_if_due()
+            if joined is None or not joined.participant.is_amid or connection.has_ended:
+                connection.renew_if_due()
             joined = joined or _join(connection, apps)
             if not joined.step(stay):
                 return

@@ -3,6 +3,12 @@
 Memory, scratch and the report are one transaction before anything is sent; asked again, the client sends the same
 bytes. A report over 1 MiB lies in a file, which is there before the row that names it. ``sent.csv`` has a line for
 every body that left.
+
+Of an attempt of secure aggregation the file holds what its masks are made from, so that a crash costs nobody a round;
+with the last report it is forgotten, and once the attempt is settled no file holds a trace of it. In between the rights
+of the folder (its owner's alone) protect it, as they protect the rows themselves and the memory beside it: a key in
+another file of the folder would be in the same backup. Whoever has such a copy and what the server holds of that very
+round, has that one update.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from hansa.wire import lay_out, pack, unpack
 
 _LOG = logging.getLogger("hansa")
 _COLUMNS = ("time", "run", "round", "kind", "bytes", "sha256", "protection")
+_ATTEMPT = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS memory (run TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
@@ -100,6 +107,13 @@ class ClientStore:
         body = self._attempt("scratch", run, slot)
         return None if body is None else unpack(body)
 
+    def unsettled(self) -> Slot | None:
+        """The slot that was answered last, if its attempt is not settled."""
+        row = self._one("SELECT round, attempt, slot, task, counted FROM answers ORDER BY rowid DESC LIMIT 1")
+        if row is None or row[4] is not None:
+            return None
+        return Slot(row[0], row[1], row[2].split("-", 3)[3], row[3])
+
     def outbox(self, run: str, slot: Slot) -> Parcel | None:
         """The report that was committed for a slot, if there is one; a file that was damaged is none, and forgotten."""
         row = self._one("SELECT body, file FROM outbox WHERE run = ? AND slot = ?", run, str(slot))
@@ -116,21 +130,31 @@ class ClientStore:
         """A report to be committed; a long one is in its file already."""
         return self._files.write(lay_out(tree))
 
-    def commit(self, run: str, slot: Slot, report: Parcel, memory: Mapping[str, Any] | None, scratch: Any) -> None:
+    def commit(
+        self,
+        run: str,
+        slot: Slot,
+        report: Parcel,
+        memory: Mapping[str, Any] | None,
+        scratch: Any,
+        *,
+        is_last: bool = False,
+    ) -> None:
         """Store a report with what it leaves behind, all or nothing; only then may it be sent.
 
-        ``memory`` (None: as before) waits for the settlement of the attempt.
+        ``memory`` (None: as before) waits for the settlement of the attempt; its secret is forgotten with the report of
+        its last exchange.
         """
         key, secret = (run, slot.task, slot.round, slot.attempt), self.secret(run, slot)
         with self._write() as db:
             columns = "run, task, round, attempt, secret"
             db.execute(f"INSERT OR IGNORE INTO attempts ({columns}) VALUES (?, ?, ?, ?, ?)", (*key, secret))
             if memory is not None:
-                where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
-                db.execute(f"UPDATE attempts SET pending = ? {where}", (pack(dict(memory)), *key))
+                db.execute(f"UPDATE attempts SET pending = ? {_ATTEMPT}", (pack(dict(memory)), *key))
             if scratch is not None:
-                where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
-                db.execute(f"UPDATE attempts SET scratch = ? {where}", (pack(scratch), *key))
+                db.execute(f"UPDATE attempts SET scratch = ? {_ATTEMPT}", (pack(scratch), *key))
+            if is_last:
+                db.execute(f"UPDATE attempts SET secret = ? {_ATTEMPT}", (os.urandom(len(secret)), *key))
             file = "" if report.path is None else report.sha256
             db.execute(
                 "INSERT INTO outbox (run, task, round, attempt, slot, body, file) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -170,23 +194,32 @@ class ClientStore:
         """Keep pending memory where the update counted, drop it elsewhere; forget secrets, scratch and reports."""
         if not settlements:
             return
-        where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
+        held_secrets = False
         with self._write() as db:
             for one in settlements:
                 key = (one.run, one.task, one.round, one.attempt)
                 if one.number <= self.acknowledged:
                     continue
-                pending = db.execute(f"SELECT pending FROM attempts {where}", key).fetchone()
+                held = db.execute(f"SELECT scratch FROM attempts {_ATTEMPT}", key).fetchone()
+                held_secrets = held_secrets or (held is not None and held[0] is not None)
+                pending = db.execute(f"SELECT pending FROM attempts {_ATTEMPT}", key).fetchone()
                 if one.counted and pending and pending[0] is not None:
                     db.execute("INSERT OR REPLACE INTO memory (run, body) VALUES (?, ?)", (one.run, pending[0]))
-                db.execute(f"DELETE FROM attempts {where}", key)
-                db.execute(f"DELETE FROM outbox {where}", key)
-                db.execute(f"UPDATE answers SET counted = ? {where}", (int(one.counted), *key))
+                db.execute(f"DELETE FROM attempts {_ATTEMPT}", key)
+                db.execute(f"DELETE FROM outbox {_ATTEMPT}", key)
+                db.execute(f"UPDATE answers SET counted = ? {_ATTEMPT}", (int(one.counted), *key))
                 row = ("acknowledged", str(one.number).encode())
                 db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", row)
             fail_point("client.settlement.applying")
         fail_point("client.settlement.applied")
+        if held_secrets:
+            self._empty_log()
         self._keep_named_files()
+
+    def _empty_log(self) -> None:
+        """Secure deletion reaches the database, and not what its log holds of what was deleted."""
+        with self._lock:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def enter(self, run: str) -> None:
         """Begin or go on with a run: what is left of other runs is forgotten."""
@@ -240,8 +273,7 @@ class ClientStore:
             lines.writerow([when, run, named, kind, parcel.size, parcel.sha256, protection])
 
     def _attempt(self, column: str, run: str, slot: Slot) -> Any:
-        where = "WHERE run = ? AND task = ? AND round = ? AND attempt = ?"
-        row = self._one(f"SELECT {column} FROM attempts {where}", run, slot.task, slot.round, slot.attempt)
+        row = self._one(f"SELECT {column} FROM attempts {_ATTEMPT}", run, slot.task, slot.round, slot.attempt)
         return row[0] if row else None
 
     def _one(self, query: str, *values: Any) -> Any:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from hansa.core.errors import InputError, ProtocolError
-from hansa.core.protocols import Slot, Updates
+from hansa.core.protocols import Plan, Slot, Updates
 from hansa.federation import Federation
 from hansa.long_vectors import let_go, map_file
 from hansa.network.blobs import Blobs
+from hansa.network.credentials import Roster, witnessed
 from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import unsettled
 from hansa.network.journal import append, save_log, sign_head, tell_of_older
@@ -44,39 +45,39 @@ from hansa.network.receipts import Seal
 from hansa.network.registry import Registry, open_authority
 from hansa.network.room import check_room, is_full
 from hansa.network.rounds import Arrival, Rounds
+from hansa.network.sizes import Sizes
 from hansa.network.status import status
 from hansa.network.store import Store, Superseded, put
 from hansa.network.traffic import Counts
 from hansa.network.uploads import Sent, Uploads, WrongOffset
+from hansa.secagg.steps import step_in
 from hansa.tensors import Packed
 from hansa.version import __version__
 from hansa.wire import unpack_report
 
 _LOG = logging.getLogger("hansa")
 KINDS = {"train": "update", "evaluate": "metrics", "prepare": "statistics"}
-_SLACK, _NAMES = 2**20, 2**16  # bytes of a report beside its row: where that may be longer than it is packed, or not
-_UNKNOWN_SIZE = 2**28  # reports whose length no one knows before: statistics and the mail of an aggregator
 
 
 class Coordinator:
     """One run of a federation, served to its clients. ``listeners`` are called when clients may find something new."""
 
     def __init__(self, store: Store, federation: Federation, fingerprint: str, *, settings: str = "") -> None:
-        self.store, self.federation, self.fingerprint = store, federation, fingerprint
-        self.registry = Registry(store)
+        self.store, self.fingerprint, self.registry = store, fingerprint, Registry(store)
         self.authority = open_authority(store)
+        self.federation = witnessed(federation, Roster(self.authority.certificate, now=None))
         self.seal = Seal.open(self.authority)
         self.models, self.updates = Blobs(store.folder / "blobs"), Blobs(store.folder / "updates")
         self.models.drop_damaged()  # what is missing then is published again with the round at hand
         self.run = open_run(store, fingerprint, settings)
         fail_point("coordinator.run.opened")
         self.rounds = Rounds(store, self.run, self.seal)
-        self.lengths = Lengths(self.rounds, federation)
+        self.lengths = Lengths(self.rounds, self.federation)
         self.uploads = Uploads(store.folder / "uploads", self.run)
         self.counts = Counts(self.rounds)
         self.arrived = threading.Condition()  # a report, a hello or a goodbye came: for whoever waits on this side
         self.listeners: list[Callable[[], None]] = []
-        self.num_params = federation.update_size()
+        self.sizes = Sizes(self.lengths, self.federation, federation.sent_size())
         self.heard_s: dict[str, float] = {}  # when each client asked for work last, by the clock of the rounds
         self._working: dict[str, Slot] = {}  # the plan that each client was given last
         self._kinds: dict[str, str] = {}
@@ -147,23 +148,12 @@ class Coordinator:
 
     def largest_report(self, slot: Slot, learn: bool) -> int:
         """The most bytes that a report in a slot may have: those of one packed row, and a little for names."""
-        row_bytes, slack = self._report_size(slot, learn)
-        return row_bytes + slack
+        return self.sizes.largest(slot, learn)
 
-    def check_room(self, slot: Slot, learn: bool, clients: int, vectors: Mapping[str, Packed]) -> None:
+    def check_room(self, plan: Plan, clients: int, vectors: Mapping[str, Packed]) -> None:
         """Raise ``NoRoom`` unless the disk has room for a round: its vectors, its reports, two checkpoints after it."""
-        needed = 3 * sum(packed.size for packed in vectors.values()) + clients * self._report_size(slot, learn)[0]
+        needed = 3 * sum(packed.size for packed in vectors.values()) + self.sizes.room(plan, clients)
         check_room(self.store.folder, needed, f"a round (clients asked: {clients})")
-
-    def _report_size(self, slot: Slot, learn: bool) -> tuple[int, int]:
-        """Bytes of a slot's row as it is packed, where that is known, and how many a report may have beside it."""
-        size, parts = self.size_of(slot) if learn else None, self.federation.parts(slot)
-        if size is None:
-            return 0, _UNKNOWN_SIZE
-        packed = getattr(self.federation.codec(slot), "row_bytes", None)
-        if packed is None or not getattr(parts.aggregator, "reveals_rows", True):
-            return 8 * size, _SLACK
-        return int(packed(size)), _NAMES
 
     def hear(self, name: str) -> None:
         """Note that a client asks for work."""
@@ -172,7 +162,7 @@ class Coordinator:
     def expect(self, run: str, sent: Sent, size: int | None = None) -> Receipt | None:
         """The receipt that a report has already, or None when its bytes are welcome: ``size`` of them, where known.
 
-        A report that can count no more (its slot is settled, or nobody waits for it) is recorded as late without its
+        A report that can count no more (its slot is closed, or nobody waits for it) is recorded as late without its
         bytes. Raises ``Refusal`` for a report that was not asked for, is too large, or is another than the one that
         stands.
         """
@@ -188,7 +178,7 @@ class Coordinator:
                 raise Refusal("too-large", f"report: expected at most {largest} bytes, found {size}")
         if receipt is not None and receipt.sha256 == sent.sha256:
             return receipt
-        settled = size is not None and (row.given_up or row.state in ("aggregated", "abandoned"))
+        settled = size is not None and (row.given_up or row.state in ("frozen", "aggregated", "abandoned"))
         if receipt is None and not settled:
             return None
         return self.rounds.record(sent.slot, Arrival(client=sent.client, sha256=sent.sha256, size=size or 0))
@@ -203,15 +193,18 @@ class Coordinator:
         size = body.stat().st_size if isinstance(body, Path) else len(body)
         before = self.rounds.receipt(slot, name)
         fail_point("coordinator.report.received")
-        if before is None:
+        is_welcome = before is None and row.state == "collecting" and not row.given_up  # else nobody looks at it
+        arrival = Arrival(client=name, sha256=sha256, size=size)
+        if is_welcome:
             arrival = self._check(slot, bool(row.learn), name, sha256, body)
-        else:
-            arrival = Arrival(client=name, sha256=sha256, size=size)
         with self.updates.storing():
-            if before is None and not arrival.refused:
+            if is_welcome and not arrival.refused:
                 self.updates.put(body)
             fail_point("coordinator.report.stored")
             receipt = self.rounds.record(slot, arrival)
+            masked = row.learn or step_in(slot.exchange) == "masked"
+            if receipt.status == "late" and masked and not getattr(self._aggregator(slot), "reveals_rows", True):
+                self.updates.drop({sha256})  # its slot was closed meanwhile: nobody may ever unmask it
         if isinstance(body, Path):
             body.unlink(missing_ok=True)
         if before is None:
@@ -348,11 +341,17 @@ class Coordinator:
         with self.arrived:
             self.arrived.notify_all()
 
+    def _unsigned(self, slot: Slot, name: str, said: Any) -> str:
+        """What is wrong with the signature of a client's word, where its peers would look at one."""
+        check = getattr(self._aggregator(slot), "check_signed", None)
+        return "" if check is None or (told := self.lengths.told(slot)) is None else str(check(told, name, said))
+
+    def _aggregator(self, slot: Slot) -> Any:
+        return self.federation.parts(slot).aggregator
+
     def size_of(self, slot: Slot) -> int | None:
         """Length of an update in a slot, where it is known before."""
-        metrics = getattr(self.federation.learner, "metrics", None)
-        sizes: dict[str, int | None] = {"train": self.num_params, "evaluate": getattr(metrics, "size", None)}
-        return sizes.get(slot.task)
+        return self.sizes.of(slot)
 
     def _check(self, slot: Slot, learn: bool, name: str, sha256: str, body: bytes | Path) -> Arrival:
         """A report and what is wrong with it, if anything: whatever a client sent, the round goes on."""
@@ -370,6 +369,7 @@ class Coordinator:
                 refused = "report holds no update"
             elif not refused and hasattr(parts.aggregator, "check_mail"):
                 refused = parts.aggregator.check_mail(slot.exchange, report.payload[name])
+                refused = refused or self._unsigned(slot, name, report.payload[name])
         except ProtocolError as error:
             refused = str(error)
         except Exception as error:  # a codec may fail in any way on bytes that it did not make

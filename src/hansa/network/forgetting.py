@@ -13,7 +13,8 @@ from hansa.network.store import Store, assignments, reports, secrets, slots, vec
 def forget(store: Store, run: str, before: int) -> tuple[set[str], set[str]]:
     """Drop secrets and plans of training rounds up to ``before``, whose result is durable elsewhere.
 
-    Buffered slots are kept while they are open, or while the newest buffer holds a report to them. Returns the SHA-256
+    Buffered slots are kept while they are open, or while the newest buffer holds a report to them, and with them the
+    exchanges in which the next buffer is summed. Returns the SHA-256
     of the reports and of the vectors that are still needed.
     """
     other = sa.select(slots.c.id).where(slots.c.run != run)
@@ -21,8 +22,9 @@ def forget(store: Store, run: str, before: int) -> tuple[set[str], set[str]]:
         held = _held(db, run, before)
         is_open = sa.and_(slots.c.buffered, slots.c.state == "collecting")
         is_held = slots.c.id.in_(sa.select(reports.c.slot_id).where(held))
+        is_summed = slots.c.slot.like(f"train-%-%.{before + 1}.%")  # as ``secagg/steps.py`` names exchanges
         done = sa.or_(
-            sa.and_(slots.c.task != "prepare", slots.c.round <= before, sa.not_(is_open), sa.not_(is_held)),
+            sa.and_(slots.c.task != "prepare", slots.c.round <= before, sa.not_(sa.or_(is_open, is_held, is_summed))),
             sa.and_(slots.c.task == "prepare", slots.c.state.in_(("aggregated", "abandoned"))),
         )
         old = sa.select(slots.c.id).where(slots.c.run == run, done)

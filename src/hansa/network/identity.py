@@ -21,7 +21,7 @@ from hansa.network.failpoints import fail_point
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 AUTHORITY_NAME = "hansa federation"
 RECEIPTS_NAME = "hansa receipts"  # no client can have this name
@@ -184,6 +184,34 @@ def key_of_receipts(pem: bytes, authority: bytes) -> bytes:
             "do not trust this server"
         )
     return found.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def client_of(der: bytes, authority: bytes) -> tuple[str, float, EllipticCurvePublicKey]:
+    """Name, end (seconds since 1970) and key of a certificate (DER) that the authority made for a client.
+
+    Raises ``InputError`` for any other: a stranger's, a server's, one for receipts.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    if not is_issued_by(der, authority):
+        raise InputError("it shows no certificate of this federation's authority")
+    try:
+        found = x509.load_der_x509_certificate(der)
+        usage = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        (name,) = [str(one.value) for one in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        key = found.public_key()
+    except Exception as error:  # cryptography raises many kinds for malformed input
+        raise InputError("its certificate cannot be read") from error
+    if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH] or not isinstance(key, EllipticCurvePublicKey):
+        raise InputError("its certificate is not one of a client")
+    return name, found.not_valid_after_utc.timestamp(), key
+
+
+def der_of(pem: bytes) -> bytes:
+    """A certificate in DER."""
+    return ssl.PEM_cert_to_DER_cert(pem.decode("ascii").strip())
 
 
 def issuer_of(der: bytes) -> str:

@@ -33,7 +33,7 @@ class Lengths:
 
     def __init__(self, rounds: Rounds, federation: Federation) -> None:
         self.rounds, self.federation = rounds, federation
-        self._told = lru_cache(maxsize=64)(self._plan)
+        self.told = lru_cache(maxsize=64)(self._plan)  # a slot's plan without vectors, or None
 
     def fault(self, slot: Slot, updates: Updates) -> str:
         """``TOO_LONG`` for a row that is longer than its plan allows; nothing where no bound is proved."""
@@ -41,7 +41,7 @@ class Lengths:
         of_records = any(getattr(transform, "bounds_records", False) for transform in parts.transforms)
         if not parts.transforms or of_records or not getattr(parts.aggregator, "reveals_rows", True):
             return ""
-        plan = self._told(slot)
+        plan = self.told(slot)
         if plan is None:
             return ""
         bound = chain.norm_bound(parts.transforms, plan.settings)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hansa.core.chain import Raw
@@ -21,6 +21,7 @@ from hansa.network.outbox import Parcel
 from hansa.network.pricing import Price, priced
 from hansa.network.record import Broken
 from hansa.network.released import keep_model
+from hansa.secagg.steps import step_in
 from hansa.tensors import Buffer
 from hansa.wire import pack_report, report_tree, unpack
 
@@ -33,6 +34,8 @@ REFUSAL = "none: it holds a reason and no data"
 def in_the_clear(federation: Federation, slot: Slot) -> str:
     """How a report is protected from the server's eyes, as ``sent.csv`` says it."""
     aggregator = federation.parts(slot).aggregator
+    if hasattr(aggregator, "protection"):
+        return str(aggregator.protection(slot.exchange))
     if not getattr(aggregator, "reveals_rows", True):
         return f"{type(aggregator).__name__}: the server sees the sum only"
     if federation.is_locally_private:
@@ -43,7 +46,8 @@ def in_the_clear(federation: Federation, slot: Slot) -> str:
 class Participant:
     """One client of one federation. ``load`` gives its own rows and is called at the start of every round.
 
-    With a ``budget`` nothing is made from the rows that it has no room for, and nothing leaves before it is paid.
+    With a ``budget`` nothing is made from the rows that it has no room for, and nothing leaves before it is paid. An
+    aggregator whose clients sign for each other does nothing without ``credentials`` (``credentials.py``).
     """
 
     def __init__(
@@ -57,8 +61,9 @@ class Participant:
         on_problem: Callable[[Exception], None] | None = None,
         app: tuple[str, bytes] | None = None,
         budget: Budget | None = None,
+        credentials: Any | None = None,
     ) -> None:
-        self.federation, self.name, self.load, self.store = federation, name, load, store
+        self.federation, self.name, self.load, self.store = signing(federation, credentials), name, load, store
         self.budget = budget
         self.app = app  # fingerprint and source, kept beside each released model
         self.protection, self.on_problem = protection, on_problem
@@ -96,11 +101,6 @@ class Participant:
             )
         keep_model(self.store.folder, released, self.federation.learner.layout, vectors, self.app)
 
-    def rehearse(self, plan: Plan) -> bytes:
-        """The report that this client would send on ``plan``; nothing is kept and nothing is sent (``--dry-run``)."""
-        report, _, _ = self._exchange("", plan, Key(os.urandom(32)))
-        return pack_report(report, self.federation.codec(plan.slot))
-
     def refuse(self, work: Work, reason: str) -> tuple[Slot, Parcel]:
         """A report that refuses a message's plan, without looking at any data."""
         assert work.plan is not None
@@ -115,12 +115,14 @@ class Participant:
             price = self._afford(run, asked)
         except HansaError as error:  # before a vector is downloaded: to be asked costs next to nothing
             return self._commit_refusal(run, asked.slot, error)
-        plan = asked.plan(self.name, {name: unpack(fetch(sha)) for name, sha in asked.vectors.items()})
+        wanted = asked.vectors if asked.learn else {}  # an answer without learning is quick
+        plan = asked.plan(self.name, {name: unpack(fetch(sha)) for name, sha in wanted.items()})
         secret = Key(self.store.secret(run, plan.slot))
         try:
             codec = self.federation.codec(plan.slot)
             self._check_size(plan)
             report, new, kept = self._exchange(run, plan, secret)
+            report = self._guarded(report)
             held = self.store.memory(run)
             memory = {**held, **{name: rows[0] for name, rows in new.arrays.items()}} if new.clients else None
             scratch = kept.get(self.name)
@@ -137,8 +139,32 @@ class Participant:
                 return self._commit_refusal(run, plan.slot, error)
         self._list(run, plan.slot, kind, made)
         fail_point("client.report.listed")
-        self.store.commit(run, plan.slot, made, memory, scratch)
+        self.store.commit(
+            run, plan.slot, made, memory, scratch, is_last=step_in(plan.slot.exchange) == self._exchanges[-1]
+        )
         return made
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether an attempt is under way whose later exchanges want the key that its first one was signed with."""
+        slot = self.store.unsettled()
+        return slot is not None and step_in(slot.exchange) in self._exchanges[:-1]
+
+    @property
+    def _exchanges(self) -> tuple[str, ...]:
+        """Those of the aggregator, where it has several."""
+        found: tuple[str, ...] = getattr(self.federation.aggregator, "exchanges", ("",))
+        return found
+
+    def _guarded(self, report: Report) -> Report:
+        """A report whose refusal tells the server no more than it may know; the owner hears all of it."""
+        aggregator, reason = self.federation.aggregator, report.refused.get(self.name, "")
+        told = aggregator.told(reason) if reason and hasattr(aggregator, "told") else reason
+        if told == reason:
+            return report
+        if self.on_problem:
+            self.on_problem(ProtocolError(reason))
+        return report._replace(refused={self.name: told})
 
     def _afford(self, run: str, asked: ClientPlan) -> Price | None:
         """What an answer costs, where there is a budget, and it has room; an answer without learning costs nothing.
@@ -172,11 +198,13 @@ class Participant:
 
     def _exchange(self, run: str, plan: Plan, secret: Key) -> Any:
         """The core's client half, on prepared data."""
+        if getattr(self.federation.aggregator, "credentials", True) is None:
+            raise Unsigned(type(self.federation.aggregator).__name__)
         held = self.store.scratch(run, plan.slot)
         return self.federation.exchange(
             plan,
             (self.name,),
-            [self._rows(run, plan)],
+            [self._rows(run, plan)] if plan.learn else (),
             Memory([self.store.memory(run)]),
             {} if held is None else {self.name: held},
             [secret],
@@ -209,6 +237,23 @@ class Participant:
         return self._prepared[1]
 
 
+class Unsigned(HansaError):
+    """A client that cannot sign, where peers need its signature."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"{kind}: expected the identity of an enrolled client to sign with, found none; nothing is sent unsigned; "
+            "Participant(credentials=Enrolled(state))"
+        )
+
+
+def signing(federation: Federation, credentials: Any | None) -> Federation:
+    """The federation at a client, whose aggregator signs and checks what peers sign, if it is one that does."""
+    if credentials is None or not hasattr(federation.aggregator, "enrolled"):
+        return federation
+    return replace(federation, aggregator=federation.aggregator.enrolled(credentials))
+
+
 class _UnfitData(InputError):
     """A learner's check failed. Its own sentence may show values; this one only says how wide the rows are."""
 
@@ -230,9 +275,11 @@ def _safe(error: Exception) -> str:
         return "the plan could not be read"
     if isinstance(error, Overspent):
         return error.told
+    if isinstance(error, Unsigned):
+        return "secure aggregation: it has no identity to sign with"
     if isinstance(error, Broken):
         return LASTING + "its record cannot be trusted"
     return f"an error at the client ({type(error).__name__}); its own log says more"
 
 
-__all__ = ["Fetch", "Participant", "in_the_clear"]
+__all__ = ["Fetch", "Participant", "Unsigned", "in_the_clear", "signing"]

@@ -13,6 +13,7 @@ from hansa import pace
 from hansa.core.protocols import Client, Slot
 from hansa.network.rounds import REVOKED
 from hansa.network.store import Store, assignments, presence, reports, slots
+from hansa.secagg.steps import buffer_of, step_in
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,14 @@ class Past:
             rows = [row for row in db.execute(chosen) if row.round < number - 1 or not row.by_goal]
         return [1 - (row.answered + (row.late if row.by_goal else 0)) / row.asked for row in reversed(rows)]
 
-    def deadline_s(self, slot: Slot, clients: Sequence[Client]) -> float:
-        """How long to wait for these clients in a slot, learned from slots like it: see ``pace.py``."""
+    def deadline_s(self, slot: Slot, clients: Sequence[Client], learn: bool = True) -> float:
+        """How long to wait for these clients in a slot, learned from slots like it: see ``pace.py``.
+
+        Of an aggregator's several exchanges each is learned by itself; those without learning are quick at first, too.
+        """
         times, recent = self.times(slot, max(pace.RECENT_KEPT, 2 * pace.TIMES_KEPT * len(clients)))
-        return pace.deadline_s([times.get(client, []) for client in clients], recent, slot.attempt)
+        first_s = pace.FIRST_DEADLINE_S if learn else pace.FIRST_ANSWER_S
+        return pace.deadline_s([times.get(client, []) for client in clients], recent, slot.attempt, first_s)
 
     def times(self, slot: Slot, limit: int) -> tuple[dict[Client, list[float]], list[float]]:
         """Each client's latest times, and the latest of anybody, among the newest ``limit`` reports to slots like it.
@@ -102,14 +107,16 @@ class Past:
         return dict(times), [took_s for _, took_s in newest[: pace.RECENT_KEPT]]
 
     def _times(self, slot: Slot, limit: int) -> list[tuple[Client, float]]:
-        """Who took how long in slots of the same task and exchange, newest first."""
+        """Who took how long in slots of the same task and exchange, newest first; of buffers' sums the same step."""
+        step, of_sum = step_in(slot.exchange), buffer_of(slot.exchange) is not None
+        alike = slots.c.slot.contains if of_sum else slots.c.slot.endswith
         chosen = (
             sa.select(reports.c.client, reports.c.took_s)
             .join(slots, slots.c.id == reports.c.slot_id)
             .where(
                 slots.c.run == self.run,
                 slots.c.task == slot.task,
-                slots.c.slot.endswith(f"-{slot.exchange}", autoescape=True),
+                alike(f"-{step}." if of_sum else f"-{slot.exchange}", autoescape=True),
                 reports.c.took_s.is_not(None),
                 reports.c.status != "refused",
             )

@@ -1,11 +1,12 @@
-"""The plans under way in buffered rounds, as the server needs them again: read from what clients were told."""
+"""Plans as the server needs them again: those of buffered rounds read from what clients were told, others by hash."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hansa.core.protocols import Plan, Slot
+from hansa.core.protocols import Client, Plan, Slot
 from hansa.network.buffers import Buffers
 from hansa.network.messages import read_plan
 
@@ -28,3 +29,14 @@ class OpenPlans(Mapping[Slot, Plan]):
 
     def __len__(self) -> int:
         return len(self._buffers.open_slots())
+
+
+def plan_hash(bodies: Mapping[Client, bytes]) -> str:
+    """One hash of what every client is sent."""
+    digest = hashlib.sha256()
+    for client, body in bodies.items():
+        digest.update(f"{client} {len(body)} ".encode() + body)
+    return digest.hexdigest()
+
+
+__all__ = ["OpenPlans", "plan_hash"]

@@ -20,6 +20,7 @@ from hansa.privacy.accountant import Everyone
 from hansa.privacy.events import Event
 
 SERVER, HERE = "promised by the server", "enforced here"
+SHARED = "shared by honest clients"
 LEAST, MOST = 1e-2, 1e6  # noise multipliers that are counted; less noise than the least is none
 
 
@@ -27,16 +28,16 @@ class Price(NamedTuple):
     """What one participation releases, and who adds the noise."""
 
     event: Event
-    kept: str  # SERVER or HERE
+    kept: str  # SERVER, HERE or SHARED
 
 
 def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -> Price | None:
     """The price of a plan in which this client learns; None where no finite price is known.
 
     None for exact sums (evaluation, preparations), without noise, with several noises, for noise that hides a record
-    and not the client, under a mechanism that does not say what it releases, and for the server's noise where the chain
-    or the aggregator bounds no client's say. Noise that this client adds itself is as large as its own copy of the app
-    has it.
+    and not the client, under a mechanism that does not say what it releases, for the server's noise where the chain or
+    the aggregator bounds no client's say, and for shares of noise where the server would see them one by one. Noise
+    that this client adds itself, or its share, is as large as its own copy of the app has it.
 
     >>> import hansa
     >>> federation = Federation(
@@ -53,12 +54,15 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
     if slot.task != "train" or len(settings) != len(transforms) or of_records:
         return None
     here: list[Any] = [transform for transform in transforms if getattr(transform, "adds_local_noise", False)]
+    shared: list[Any] = [transform for transform in transforms if getattr(transform, "adds_distributed_noise", False)]
     there: list[Any] = [
         pair for pair in zip(transforms, settings, strict=True) if getattr(pair[0], "adds_noise", False)
     ]
     try:
-        if here:  # whatever the server adds or tells
-            (noise,) = here
+        if shared and getattr(federation.aggregator, "reveals_rows", True):
+            return None
+        if here or shared:  # whatever the server adds or tells
+            (noise,) = (*here, *shared)
         else:
             ((noise, told),) = there
             if not (math.isfinite(chain.norm_bound(transforms, settings)) and _bounds_say(federation)):
@@ -69,7 +73,8 @@ def priced(federation: Federation, slot: Slot, settings: tuple[Settings, ...]) -
         is_counted = not isinstance(amount, bool) and LEAST <= float(amount) <= MOST and events.releases([event])
     except Exception:  # numbers of a stranger's, in methods of the user's own: whatever goes wrong, there is no price
         return None
-    return Price(events.with_sampling(event, Everyone()), HERE if here else SERVER) if is_counted else None
+    kept = HERE if here else SHARED if shared else SERVER
+    return Price(events.with_sampling(event, Everyone()), kept) if is_counted else None
 
 
 def _as_told(noise: Any, settings: Settings) -> Any:
@@ -90,4 +95,4 @@ def _bounds_say(federation: Federation) -> bool:
     return weighting == "clients" or (weighting == "examples" and largest is not None)
 
 
-__all__ = ["HERE", "LEAST", "MOST", "SERVER", "Price", "priced"]
+__all__ = ["HERE", "LEAST", "MOST", "SERVER", "SHARED", "Price", "priced"]

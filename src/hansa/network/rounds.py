@@ -35,6 +35,7 @@ from hansa.network.store import (
     vectors,
 )
 
+UNSETTLED = ("planned", "collecting", "frozen")  # states of a slot before anybody was told what it came to
 REVOKED = sa.select(clients.c.name).where(clients.c.revoked_at.is_not(None))
 
 
@@ -264,7 +265,7 @@ class Rounds:
                     mine = sa.and_(reports.c.slot_id == row.id, reports.c.client == odd.client)
                     db.execute(reports.update().where(mine).values(status="refused", reason=reason[:500]))
                     refused.append([odd.client, reason])
-                state = "frozen" if forms and forms[usual] >= min_clients else "abandoned"
+                state = "frozen" if forms[usual] >= min_clients else "abandoned"
                 elapsed_s = self.times.elapsed_s(str(slot)) or row.elapsed_s
                 db.execute(slots.update().where(slots.c.id == row.id).values(state=state, elapsed_s=elapsed_s))
                 kept = [[r.client, r.sha256] for r in accepted if r.form == usual]
@@ -291,7 +292,7 @@ class Rounds:
         attempt = sa.and_(*same, slots.c.attempt == slot.attempt)
         did = set(counted)
         with self.store.write() as db:
-            open_slots = sa.and_(attempt, slots.c.state.in_(("planned", "collecting", "frozen")))
+            open_slots = sa.and_(attempt, slots.c.state.in_(UNSETTLED))
             state = "aggregated" if counted else "abandoned"
             changed = db.execute(slots.update().where(open_slots).values(state=state)).rowcount > 0
             in_attempt = sa.select(slots.c.id).where(attempt)

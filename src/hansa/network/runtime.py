@@ -6,7 +6,6 @@ each attempt's secret, and who could take part. After a restart the same calls g
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -26,8 +25,9 @@ from hansa.network.failpoints import fail_point
 from hansa.network.forgetting import of_attempt
 from hansa.network.messages import write_plan
 from hansa.network.past import Past
-from hansa.network.plans import OpenPlans
+from hansa.network.plans import OpenPlans, plan_hash
 from hansa.network.rounds import Terms
+from hansa.secagg.steps import buffer_of
 from hansa.wire import lay_out, plan_parts, unpack_report
 
 _LOOK_AGAIN_S = 1.0  # another process (``hansa revoke``) may change the store
@@ -42,7 +42,8 @@ class NetworkRuntime:
     """Where clients run: in processes of their own, behind a coordinator.
 
     A slot closes when every client asked has answered or was revoked, or ``deadline_s`` after it was opened, and needs
-    ``min_clients`` reports (one, for evaluation). One in which clients train closes with ``goal_clients`` reports too.
+    ``min_clients`` reports (one, for evaluation and once clients have learned). One in which clients train closes with
+    ``goal_clients`` reports too.
     ``deadline_s="auto"`` learns how long to wait from what clients took before.
 
     In buffered rounds ``concurrency`` clients are at work at any moment, ``filling`` is the newest slot, and plans of
@@ -71,6 +72,7 @@ class NetworkRuntime:
         self.weights: dict[Client, float] = {}  # of each client's last update
         self._lost_s: dict[Client, float] = {}  # when a client was waited for no more
         self._askable: set[Client] | None = None  # while seats are being filled
+        self._learned: Slot | None = None  # the newest in which clients learn
         self._shown: tuple[Slot | None, dict[str, str]] = None, {}  # the newest slot's vectors, by SHA-256
 
     def start(self, plan: Plan, clients: Sequence[Client]) -> None:
@@ -259,14 +261,15 @@ class NetworkRuntime:
 
     def _start_all(self, plan: Plan, clients: Sequence[Client]) -> None:
         """Show a plan to its whole cohort."""
+        self._learned = plan.slot if plan.learn else self._learned
         vectors = {name: lay_out(vector) for name, vector in plan.broadcast.items()}
         named = {name: packed.sha256 for name, packed in vectors.items()}
         bodies = {client: write_plan(plan_parts(plan, client)[0], named) for client in clients}
         rounds, terms = self.coordinator.rounds, self._terms(plan, clients)
-        state = rounds.plan(plan.slot, plan.learn, _plan_hash(bodies), terms)
+        state = rounds.plan(plan.slot, plan.learn, plan_hash(bodies), terms)
         if state == "planned":
             fail_point("coordinator.plan.noted")
-            self.coordinator.check_room(plan.slot, plan.learn, len(clients), vectors)
+            self.coordinator.check_room(plan, len(clients), vectors)
             self.coordinator.publish(vectors)
             fail_point("coordinator.plan.published")
             rounds.collect(plan.slot, bodies, named)
@@ -278,13 +281,13 @@ class NetworkRuntime:
         """Show the newest plan of buffered rounds to some; its vectors are published with the first of them."""
         if self._shown[0] != plan.slot:
             vectors = {name: lay_out(vector) for name, vector in plan.broadcast.items()}
-            self.coordinator.check_room(plan.slot, plan.learn, self.concurrency, vectors)
+            self.coordinator.check_room(plan, self.concurrency, vectors)
             self._shown = plan.slot, self.coordinator.publish(vectors)
             fail_point("coordinator.buffer.published")
         named = self._shown[1]
         same = write_plan(plan_parts(plan._replace(variants={}), "")[0], named)
         bodies = {client: write_plan(plan_parts(plan, client)[0], named) for client in clients}
-        self.buffers.ask(plan.slot, _plan_hash({"": same}), bodies, named)
+        self.buffers.ask(plan.slot, plan_hash({"": same}), bodies, named)
 
     def _drop(self, slot: Slot) -> None:
         """Remove what was sent to an attempt that is abandoned."""
@@ -296,7 +299,7 @@ class NetworkRuntime:
         """When the slot of a plan closes."""
         goal = self.goal_clients if plan.slot.task == "train" and plan.learn else None
         if self.deadline_s == "auto":
-            return Terms(goal, self.past.deadline_s(plan.slot, clients))
+            return Terms(goal, self.past.deadline_s(plan.slot, clients, plan.learn))
         return Terms(goal, self.deadline_s)
 
     def _wait(self, slot: Slot) -> None:
@@ -389,12 +392,8 @@ class NetworkRuntime:
                     self.coordinator.arrived.wait(rest_s)
 
     def _fewest(self, slot: Slot) -> int:
-        return 1 if slot.task == "evaluate" else self.min_clients
-
-
-def _plan_hash(bodies: Mapping[Client, bytes]) -> str:
-    """One hash of what every client is sent."""
-    digest = hashlib.sha256()
-    for client, body in bodies.items():
-        digest.update(f"{client} {len(body)} ".encode() + body)
-    return digest.hexdigest()
+        """Of clients that have learned the aggregator knows how many it needs; of one slot of a buffer's sum, none."""
+        is_after = self._learned is not None and self._learned != slot == self._learned._replace(exchange=slot.exchange)
+        if buffer_of(slot.exchange) is not None:
+            return 0
+        return 1 if slot.task == "evaluate" or is_after else self.min_clients

@@ -11,7 +11,9 @@ Where everyone takes part the composition of Gaussian mechanisms is known in clo
 sampling, Google's dp-accounting composes privacy loss distributions (Doroshenko, Ghazi, Kamath, Kumar and Manurangsi,
 "Connect the dots: tighter discrete approximations of privacy loss distributions", PoPETs 2022) or Renyi divergences
 (Mironov, Talwar and Zhang, "Renyi differential privacy of the sampled Gaussian mechanism", 2019; without replacement
-Wang, Balle and Kasiviswanathan, AISTATS 2019). It is in ``hansa[privacy]``.
+Wang, Balle and Kasiviswanathan, AISTATS 2019). It is in ``hansa[privacy]``. Skellam noise composes by the Renyi
+divergences of ``skellam.py``, beside those of Gaussian and Laplace noise; they become epsilon by Canonne, Kamath and
+Steinke, "The discrete Gaussian for differential privacy", NeurIPS 2020, proposition 12.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from hansa.privacy import gaussian
 
 Neighbours = Literal["zero out one", "add or remove one", "replace one"]
 Accountant = Literal["best", "PLD", "RDP"]
+_ORDERS = [*range(2, 64), *(round(64 * 1.05**i) for i in range(240))]  # of Renyi divergences: whole numbers up to 7e6
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,27 @@ class Release:
     """Noise published ``times`` times: Gaussian of standard deviation ``noise_multiplier * sensitivity`` (in L2).
 
     ``noise="laplace"``: of scale ``noise_multiplier * sensitivity`` in L1, and of units that are not sampled.
+    ``noise="skellam"``: of that standard deviation, on a grid of which the sensitivity is ``norm_steps`` steps or more;
+    nor are its units sampled.
     """
 
     noise_multiplier: float
     times: int = 1
     sampling: Sampling = Everyone()
-    noise: Literal["gaussian", "laplace"] = "gaussian"
+    noise: Literal["gaussian", "laplace", "skellam"] = "gaussian"
+    norm_steps: float = math.inf
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
             raise InputError(f"Release(noise_multiplier=): expected above 0, found {self.noise_multiplier}")
         if self.times < 0:
             raise InputError(f"Release(times=): expected 0 or more, found {self.times}")
-        if self.noise == "laplace" and isinstance(self.sampling, PoissonSampling | FixedSizeSampling):
-            raise InputError(f'Release(noise="laplace"): expected units that are not sampled, found {self.sampling}')
+        if self.noise != "gaussian" and isinstance(self.sampling, PoissonSampling | FixedSizeSampling):
+            raise InputError(
+                f'Release(noise="{self.noise}"): expected units that are not sampled, found {self.sampling}'
+            )
+        if not self.norm_steps > 0:
+            raise InputError(f"Release(norm_steps=): expected above 0, found {self.norm_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +130,8 @@ def cost(
 ) -> Cost:
     """The epsilon of all releases together at ``delta``.
 
-    ``best`` is the closed form where nobody is sampled, else PLD, else (cohorts of fixed size) RDP; sensitivity is
+    ``best`` is the closed form where nobody is sampled, else PLD, else (cohorts of fixed size) RDP; with Skellam noise
+    it is Renyi divergences whatever ``accountant`` says, and nobody may be sampled. Sensitivity is
     that of one unit's contribution, and replacing one counts twice of it. A PLD is rounded up to multiples of
     ``interval``. ``delta=0`` is for Laplace noise alone, whose epsilons add up. Raises ``InputError`` for a cohort of
     fixed size whose neighbours are not "replace one", and where dp-accounting is needed and not installed.
@@ -137,6 +148,10 @@ def cost(
     if is_pure:
         return Cost(epsilon=_pure(paid, neighbours), delta=0.0, neighbours=neighbours, accountant="sum")
     all_come = all(isinstance(release.sampling, Everyone) for release in paid)
+    if any(release.noise == "skellam" for release in paid):
+        if not all_come:
+            raise InputError("Skellam noise: expected units that are not sampled beside it, found some that are")
+        return Cost(epsilon=_renyi(paid, delta, neighbours), delta=delta, neighbours=neighbours, accountant="Skellam")
     if accountant == "best" and all_come and all(release.noise == "gaussian" for release in paid):
         return Cost(epsilon=_closed(paid, delta, neighbours), delta=delta, neighbours=neighbours, accountant="exact")
     is_fixed = any(isinstance(release.sampling, FixedSizeSampling) for release in paid)
@@ -205,6 +220,27 @@ def _closed(releases: Sequence[Release], delta: float, neighbours: Neighbours) -
     size = 2.0 if neighbours == "replace one" else 1.0
     together = math.sqrt(sum(release.times * (size / release.noise_multiplier) ** 2 for release in releases))
     return gaussian.epsilon(delta, 1.0 / together, 1)
+
+
+def _renyi(releases: Sequence[Release], delta: float, neighbours: Neighbours) -> float:
+    """The least epsilon that the sum of the releases' Renyi divergences gives, over its orders."""
+    size = 2.0 if neighbours == "replace one" else 1.0
+    found = math.inf
+    for order in _ORDERS:
+        divergence = sum(release.times * _divergence(release, order, size) for release in releases)
+        found = min(found, divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
+    return max(0.0, found)
+
+
+def _divergence(release: Release, order: int, size: float) -> float:
+    """The Renyi divergence of one release, for units that move it by ``size`` sensitivities."""
+    multiplier = release.noise_multiplier / size
+    if release.noise == "skellam":
+        from hansa.privacy.skellam import renyi_divergence  # which few federations need
+
+        return renyi_divergence(order, multiplier, release.norm_steps * size)
+    gauss = order / (2 * multiplier**2)  # an epsilon of 1 / multiplier, Laplace's, gives no more than it, and itself
+    return gauss if release.noise == "gaussian" else min(gauss, 1 / multiplier)
 
 
 def _pure(releases: Sequence[Release], neighbours: Neighbours) -> float:

@@ -86,6 +86,29 @@ class MatrixPartEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SkellamEvent:
+    """A secure sum to which clients' shares of Skellam noise were added, by as many honest ones as it was sized for.
+
+    The sum's noise has standard deviation ``noise_multiplier`` times the bound on one client's row, which is
+    ``norm_steps`` steps of the grid at least. Whoever opens the sum sees who reports: no sampling hides it.
+
+    >>> event = SkellamEvent(noise_multiplier=2.0, norm_steps=1024.0)
+    >>> print(cost([event] * 4, 1e-5))
+    epsilon 4.753 at delta 1.0e-05 (neighbours: zero out one; Skellam)
+    """
+
+    noise_multiplier: float
+    norm_steps: float
+    sampling: Sampling = field(default_factory=Everyone)
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "norm_steps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"SkellamEvent({name}=): expected above 0, found {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalEvent:
     """A report that its client made noisy before it left: whatever its data, the report may have come from any other.
 
@@ -139,11 +162,12 @@ class RecordBudgetEvent:
     unit = "record"
 
 
-Event = GaussianEvent | MatrixEvent | MatrixPartEvent | LocalEvent | RecordEvent | RecordBudgetEvent
+Event = GaussianEvent | MatrixEvent | MatrixPartEvent | SkellamEvent | LocalEvent | RecordEvent | RecordBudgetEvent
 _KINDS: Mapping[str, type[Any]] = {
     "gaussian": GaussianEvent,
     "matrix": MatrixEvent,
     "matrix part": MatrixPartEvent,
+    "skellam": SkellamEvent,
     "local": LocalEvent,
     "record": RecordEvent,
     "record budget": RecordBudgetEvent,
@@ -172,15 +196,21 @@ def releases(events: Events) -> list[Release]:
             rows = runs.setdefault((event.mechanism, event.noise_multiplier), [])
             rows.append((event.round, _group(event), times))
             continue
-        count = event.num_steps * times if isinstance(event, RecordEvent) else times
-        noise = event.noise if isinstance(event, LocalEvent) else "gaussian"
-        found.append(
-            Release(noise_multiplier=event.noise_multiplier, times=count, sampling=event.sampling, noise=noise)
-        )
+        found.append(_release(event, times))
     for (mechanism, multiplier), rounds in parts.items():
         part = mechanism.sensitivity_to(rounds) / mechanism.sensitivity
         found.append(Release(noise_multiplier=multiplier / part, times=max(rounds.values())))
     return found + [_whole(mechanism, multiplier, rows) for (mechanism, multiplier), rows in runs.items()]
+
+
+def _release(event: GaussianEvent | SkellamEvent | LocalEvent | RecordEvent, times: int) -> Release:
+    """The release that an event is which does not hang together with others."""
+    release = Release(noise_multiplier=event.noise_multiplier, times=times, sampling=event.sampling)
+    if isinstance(event, SkellamEvent):
+        return replace(release, noise="skellam", norm_steps=event.norm_steps)
+    if isinstance(event, LocalEvent):
+        return replace(release, noise=event.noise)
+    return replace(release, times=event.num_steps * times) if isinstance(event, RecordEvent) else release
 
 
 def _whole(mechanism: Mechanism, noise_multiplier: float, rows: Sequence[tuple[int, int | None, int]]) -> Release:
@@ -286,6 +316,7 @@ __all__ = [
     "MatrixPartEvent",
     "RecordBudgetEvent",
     "RecordEvent",
+    "SkellamEvent",
     "as_json",
     "calibrated",
     "cost",

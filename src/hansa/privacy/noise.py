@@ -27,7 +27,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 
 _STEPS = 30  # binary digits of a standard deviation
-_PIECE = 2**16  # normal numbers at a time: what stays in a processor's cache
+PIECE = 2**16  # normal numbers at a time: what stays in a processor's cache
 
 
 def secure_normal(secret: Key, count: int) -> npt.NDArray[np.float64]:
@@ -38,7 +38,7 @@ def secure_normal(secret: Key, count: int) -> npt.NDArray[np.float64]:
     (True, True)
     """
     out = np.empty(count + count % 2)
-    in_pieces(len(out), lambda first, stop: _fill_with_normal(out[first:stop], _stream(secret, first // _PIECE)))
+    in_pieces(len(out), lambda first, stop: _fill_with_normal(out[first:stop], stream(secret, first // PIECE)))
     return out[:count]
 
 
@@ -48,7 +48,7 @@ def _fill_with_normal(out: npt.NDArray[np.float64], cipher: CipherContext) -> No
     while filled < len(out):
         missing = (len(out) - filled) // 2
         num_points = math.ceil(missing * 4 / math.pi + 4 * math.sqrt(missing)) + 8  # too few once in many thousands
-        signed = _words(cipher, 2 * num_points).view(np.int64) >> np.int64(11)
+        signed = words(cipher, 2 * num_points).view(np.int64) >> np.int64(11)
         unit = signed.astype(np.float64) * 2.0**-52  # from -1 up to 1
         x, y = unit[:num_points], unit[num_points:]
         square = x * x + y * y
@@ -65,7 +65,7 @@ def in_pieces(count: int, work: Callable[[int, int], None]) -> None:
 
     Pieces are the same wherever they are worked on, so that the number of cores does not change a bit.
     """
-    pieces = [(first, min(first + _PIECE, count)) for first in range(0, count, _PIECE)]
+    pieces = [(first, min(first + PIECE, count)) for first in range(0, count, PIECE)]
     num_threads = min(len(pieces) // 4, _num_cores())
     if num_threads < 2:
         for piece in pieces:
@@ -86,7 +86,7 @@ def secure_uniform(secret: Key, count: int) -> npt.NDArray[np.float64]:
     >>> bool(0.49 < secure_uniform(Key.of(0), 100_000).mean() < 0.51)
     True
     """
-    found: npt.NDArray[np.float64] = (_words(_stream(secret), count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    found: npt.NDArray[np.float64] = (words(stream(secret), count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return found
 
 
@@ -102,15 +102,15 @@ def secure_laplace(secret: Key, count: int) -> npt.NDArray[np.float64]:
     >>> bool(abs(numbers.mean()) < 0.02), bool(abs(abs(numbers).mean() - 1) < 0.02)
     (True, True)
     """
-    cipher = _stream(secret)
+    cipher = stream(secret)
     chances = [1 / (1 + math.exp(2.0 ** (digit - _STEPS))) for digit in range(_STEPS + 6)]
     out = np.zeros(count)
-    for start in range(0, count, _PIECE):
-        here = out[start : start + _PIECE]
+    for start in range(0, count, PIECE):
+        here = out[start : start + PIECE]
         for sign in (1.0, -1.0):
             steps = np.zeros(len(here), np.int64)
             for digit, chance in enumerate(chances):
-                ones = _words(cipher, len(here)) < np.uint64(math.floor(math.ldexp(chance, 64)))
+                ones = words(cipher, len(here)) < np.uint64(math.floor(math.ldexp(chance, 64)))
                 steps += ones.astype(np.int64) << digit
             here += sign * steps
     out *= 2.0**-_STEPS
@@ -185,17 +185,18 @@ def deviation_of(noise_multiplier: float, sensitivity: float, size: int) -> floa
     return noise_multiplier * sensitivity / (1.0 - noise_multiplier * math.sqrt(size) * 2.0**-_STEPS)
 
 
-def _stream(secret: Key, piece: int = 0) -> CipherContext:
+def stream(secret: Key, piece: int = 0) -> CipherContext:
     """AES-256 in counter mode; pieces are ``2**64`` blocks apart, so that none meets another's numbers."""
     return Cipher(algorithms.AES(secret.material), modes.CTR((piece << 64).to_bytes(16, "big"))).encryptor()
 
 
-def _words(cipher: CipherContext, count: int) -> npt.NDArray[np.uint64]:
+def words(cipher: CipherContext, count: int) -> npt.NDArray[np.uint64]:
     """The stream's next words of 64 bits."""
     return np.frombuffer(cipher.update(bytes(8 * count)), "<u8")
 
 
 __all__ = [
+    "PIECE",
     "deviation_of",
     "grid",
     "in_pieces",
@@ -205,4 +206,6 @@ __all__ = [
     "secure_laplace",
     "secure_normal",
     "secure_uniform",
+    "stream",
+    "words",
 ]

@@ -13,18 +13,32 @@ from hansa.federation import Federation
 from hansa.local_training import LocalTraining, local_training
 from hansa.wire import pack, pack_report, plan_parts
 
+_COHORT = 100  # clients of a secure sum: one's bytes hardly depend on them
 _MANY = 1_000_000  # clients whose number of examples is remembered
 
 
 def report_bytes(federation: Federation, size: int) -> int:
-    """Body size of one client's update of ``size`` numbers, as the federation's codec packs it."""
+    """Bytes of one client's update of ``size`` numbers, as the federation's codec packs or its secure sum masks it."""
     settings = tuple(t.settings(t.init(size)) for t in federation.transforms)
+    secure: Any = getattr(federation.aggregator, "secure", federation.aggregator)
+    if hasattr(secure, "round_bytes"):
+        columns = sum(len(getattr(t, "tail_names", ())) for t in federation.transforms)
+        fitted = secure.fitted(chain.limits(federation.transforms, settings))
+        return int(fitted.round_bytes(federation.sent_size() or size, columns + 1, _COHORT))
     slot, key = Slot(0, 0, "update"), Key.of("size")
     plan = Plan(slot, True, {}, settings, key)
     tail = {"train_loss": np.zeros(1)} if federation.task("train").train_loss else {}
     block = Updates(("",), np.ones((1, size), np.float32), np.ones(1), tail)
     block, _ = chain.encode(federation.transforms, block, plan, Memory([{}]), [key])
     return len(pack_report(Report(slot, ("",), block), federation.codec(slot)))
+
+
+def metric_bytes(federation: Federation) -> int:
+    """The most bytes of one client's sums of metrics, as they are packed or as a secure sum masks them."""
+    size, aggregator = federation.learner.metrics.size, federation.task("evaluate").aggregator
+    if hasattr(aggregator, "round_bytes"):
+        return int(aggregator.round_bytes(size, 0, _COHORT))
+    return len(pack({"values": np.zeros((1, size))}))
 
 
 def plan_bytes(plan: Plan, client: Client) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hansa.core.chain import limits
 from hansa.core.protocols import Client, Plan, Report, Slot, Updates
 from hansa.federation import Federation, array_hash
 from hansa.wire import pack, pack_report, plan_parts
@@ -138,18 +139,28 @@ class ReportSizes:
         self._federation = federation
         self._sizes: dict[tuple[int | str, ...], int] = {}  # of a report, by the form of its row
 
-    def bodies(self, plan: Plan, report: Report) -> Bodies:
-        """What a block's report is over the network: a body for each client."""
+    def bodies(self, plan: Plan, report: Report, num_cohort: int = 1) -> Bodies:
+        """What a block's report is over the network: a body for each client.
+
+        Where sums are those of an ideal functionality, about what its protocol would send, as one body.
+        """
         bodies, codec = Bodies(), self._federation.codec(plan.slot)
-        bodies.count(_KINDS[plan.slot.task], "up", len(report.clients), self._bytes(plan, report))
+        kind = _KINDS[plan.slot.task] if plan.learn else "mail"
+        bodies.count(kind, "up", len(report.clients), self._bytes(plan, report, num_cohort))
         for client, reason in report.refused.items():
             body = pack_report(Report(plan.slot, (), {}, {client: reason}), codec)
             bodies.count("refusal", "up", 1, len(body))
         return bodies
 
-    def _bytes(self, plan: Plan, report: Report) -> int:
+    def _bytes(self, plan: Plan, report: Report, num_cohort: int) -> int:
         if not report.clients:
             return 0
+        parts = self._federation.parts(plan.slot)
+        secure = getattr(parts.aggregator, "secure", None)
+        if secure is not None and isinstance(report.payload, Updates):  # in buffers rows wait, of which nothing is said
+            size, tail = report.payload.values.shape[1], len(report.payload.tail)
+            fitted = secure.fitted(limits(parts.transforms, plan.settings))
+            return int(fitted.round_bytes(size, tail, num_cohort)) * len(report.clients)
         codec, payload = self._federation.codec(plan.slot), report.payload
         if isinstance(payload, Updates) and plan.slot.task == "train":
             form = (payload.values.shape[1], *sorted(payload.tail))

@@ -110,7 +110,7 @@ class Worker:
                     row = self._fold(plan, part, places, reports)
         with stage("plan"):
             for report in reports:
-                bodies.add(self._sizes.bodies(plan, report))
+                bodies.add(self._sizes.bodies(plan, report, part.num_cohort))
         if folds:
             refused = {client: reason for report in reports for client, reason in report.refused.items()}
             reports = [Report(plan.slot, () if row is None else row.clients, row or {}, refused)]

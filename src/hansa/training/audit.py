@@ -162,7 +162,7 @@ def audit(
             "audit: expected a federation that adds noise, found none: its epsilon is infinite, and there is no claim "
             "to attack; hansa audit APP --show leaks shows what leaks"
         )
-    if federation.is_locally_private:
+    if federation.is_locally_private or federation.adds_distributed_noise:
         raise InputError(
             "audit: expected noise that the server adds, found noise of the clients' own: canaries, which are clients, "
             "would add none; hansa audit APP --show leaks shows what the server sees"

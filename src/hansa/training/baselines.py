@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hansa.aggregators.mean import Mean
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Array
@@ -34,7 +35,7 @@ def baselines_of(
 
     "alone" on everyone's rows is the mean over the clients' models. Raises ``InputError`` where no rows are held out.
     """
-    plain = replace(federation, transforms=())
+    plain = replace(federation, transforms=(), aggregator=_visible(federation.aggregator))
     pairs = {client: load(client) for client in population.ids}
     tests = {client: test for client, (_, test) in pairs.items() if test is not None and len(test)}
     if not tests:
@@ -79,6 +80,14 @@ def train_on(federation: Federation, schedule: Schedule, clients: Mapping[str, D
     )
     point = loop.run()
     return np.asarray(point.state.algorithm["params"]), point.totals
+
+
+def _visible(aggregator: Any) -> Any:
+    """One that hides rows in sums has nothing to hide them in where a client is alone: then the plain mean."""
+    if getattr(aggregator, "reveals_rows", True):
+        return aggregator
+    weights = {name: getattr(aggregator, name) for name in ("weighting", "max_weight") if hasattr(aggregator, name)}
+    return Mean(**weights)
 
 
 def _pooled_steps(federation: Federation, schedule: Schedule, num_clients: int) -> Federation:

@@ -13,24 +13,26 @@ from hansa.core.check import Problem
 from hansa.core.errors import InputError
 from hansa.core.protocols import Memory
 from hansa.federation import Federation, Idle
-from hansa.runtimes.costs import report_bytes
+from hansa.runtimes.costs import metric_bytes, report_bytes
+from hansa.training.distributed_privacy import coarseness_problems, distributed_problems
 from hansa.training.local_privacy import local_problems
 from hansa.training.privacy import bound
 from hansa.training.schedule import Schedule
-from hansa.wire import pack
+from hansa.training.secrecy import secrecy_problems
 
 
 def problems(federation: Federation, schedule: Schedule, num_clients: int | None = None) -> list[Problem]:
     """Everything that does not fit, each with the line to paste. ``num_clients`` is the population's, if known."""
-    count = num_clients or schedule.cohort_size or 1
-    found = local_problems(federation, schedule)
+    count = num_clients or schedule.cohort_size or schedule.clients_needed
+    found = local_problems(federation, schedule) + distributed_problems(federation, schedule, count)
     own = federation if found else bound(federation, schedule, count)  # noise that does not fit cannot be sized
     size = own.update_size() or own.learner.layout.num_params
     settings = [t.settings(t.init(size)) for t in own.transforms]
     sends_sums = not all(getattr(preparation, "is_public", False) for preparation in own.prepare)
     found += core.check(own.transforms, own.aggregator, settings, prepared=sends_sums)
-    found += _records(own, schedule)
-    return found + _learner(own) + _schedule(federation, schedule, num_clients)
+    is_sized = own is not federation or not federation.adds_distributed_noise
+    found += (coarseness_problems(own) or secrecy_problems(own, schedule, count, settings)) if is_sized else []
+    return found + _records(own, schedule) + _learner(own) + _schedule(federation, schedule, num_clients)
 
 
 def refuse_unfit(federation: Federation, schedule: Schedule, num_clients: int | None = None) -> None:
@@ -143,6 +145,7 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
     columns = [name for t in federation.transforms for name in getattr(t, "tail_names", ())]
     clipped += f", and {' and '.join(columns)}" if columns else ""
     clipped += ", with the client's own noise" if federation.is_locally_private else ""
+    clipped += ", with the client's share of the noise" if federation.adds_distributed_noise else ""
     rows.append(
         {
             "what": f"update: {size:,} numbers{clipped}",
@@ -152,12 +155,12 @@ def leaves(federation: Federation, holdout: float | None) -> list[dict[str, Any]
             "reader": reader,
         }
     )
-    if not federation.is_private and holdout != 0:
+    if federation.sends_metrics and holdout != 0:
         metrics = ", ".join(federation.learner.metrics.names)
         rows.append(
             {
                 "what": f"sums of {metrics} over held-out rows, if any",
-                "bytes": len(pack({"values": np.zeros((1, federation.learner.metrics.size))})),
+                "bytes": metric_bytes(federation),
                 "most": True,
                 "when": "after each scored round",
                 "reader": reader,

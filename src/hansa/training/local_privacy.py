@@ -6,7 +6,7 @@ records of a client (``DPSGD``). The server sees noisy updates only, whatever it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,24 +72,24 @@ def local_problems(federation: Federation, schedule: Schedule) -> list[Problem]:
     if not federation.is_locally_private:
         return []
     name = _name(federation)
-    found = _leaks(federation, name)
+    found = leak_problems(federation, name)
     if schedule.buffer is not None:
         found.append(Problem(f"{name} counts one report a round, and in buffered rounds a client may send more."))
     if any(getattr(t, "adds_local_noise", False) for t in federation.transforms):
-        found += _chain_problems(federation)
+        found += encode_problems(federation, _trial)
     if isinstance(getattr(federation.algorithm, "client_optimizer", None), DPSGD):
         found += _record_problems(federation)
     return found
 
 
-def _leaks(federation: Federation, name: str) -> list[Problem]:
+def leak_problems(federation: Federation, name: str) -> list[Problem]:
     """What would leave a client beside its noisy update."""
     found = []
     if getattr(federation.aggregator, "weighting", "clients") != "clients":
         found.append(
             Problem(
                 f"weights by examples tell how many each client has, which {name} does not cover.",
-                'aggregator=hansa.Mean(weighting="clients")',
+                f'aggregator=hansa.{type(federation.aggregator).__name__}(weighting="clients")',
             )
         )
     if not all(getattr(preparation, "is_public", False) for preparation in federation.prepare):
@@ -101,17 +101,20 @@ def _leaks(federation: Federation, name: str) -> list[Problem]:
         )
     kinds = [t for t in federation.transforms if getattr(t, "adds_noise", False)]
     kinds += [t for t in federation.transforms if getattr(t, "adds_local_noise", False)]
+    kinds += [t for t in federation.transforms if getattr(t, "adds_distributed_noise", False)]
     if len(kinds) + isinstance(getattr(federation.algorithm, "client_optimizer", None), DPSGD) > 1:
         found.append(Problem("noise is added in several places, and a privacy statement covers one; keep one of them."))
     return found
 
 
-def _chain_problems(federation: Federation) -> list[Problem]:
-    """What the chain's client half refuses, found by sending a short update of zeros through it."""
-    transforms = tuple(
-        replace(t, epsilon=None, noise_multiplier=1.0) if isinstance(t, LocalNoise) else t
-        for t in federation.transforms
-    )
+def _trial(transform: Any) -> Any:
+    """Local noise of any size, to see what its client half refuses."""
+    return replace(transform, epsilon=None, noise_multiplier=1.0) if isinstance(transform, LocalNoise) else transform
+
+
+def encode_problems(federation: Federation, trial: Callable[[Any], Any]) -> list[Problem]:
+    """What the chain's client half refuses, found by sending a short update of zeros through ``trial`` of its parts."""
+    transforms = tuple(trial(transform) for transform in federation.transforms)
     settings = tuple(t.settings(t.init(8)) for t in transforms)
     plan = Plan(Slot(0, 0, "update"), True, {}, settings, Key.of("check"))
     block = Updates(("",), np.zeros((1, 8), np.float32), np.ones(1))
@@ -197,4 +200,4 @@ def _record_facts(noise: RecordNoise, num_rounds: int) -> Mapping[str, str]:
     }
 
 
-__all__ = ["RecordNoise", "facts_of", "local_problems", "record_noise"]
+__all__ = ["RecordNoise", "encode_problems", "facts_of", "leak_problems", "local_problems", "record_noise"]

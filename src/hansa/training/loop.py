@@ -27,6 +27,7 @@ from hansa.network.messages import is_lasting
 from hansa.privacy.ledger import Ledger
 from hansa.stopwatch import one_round, stage, watching
 from hansa.training.asking import choose, whose_turn
+from hansa.training.buffered import together
 from hansa.training.checkpoint import Checkpoint
 from hansa.training.evaluate import Scores, on_clients, on_dataset, some_clients, train_loss
 from hansa.training.history import Row
@@ -35,7 +36,7 @@ from hansa.training.privacy import Accounts
 from hansa.training.refused import all_refused, why
 from hansa.training.schedule import Schedule
 
-_ATTEMPTS = 3
+_ATTEMPTS, _SUMS = 3, 100  # of a round; of a buffer's sum, which clients may be lost in
 _PAUSE_S, _LONGEST_PAUSE_S = 600.0, 48 * 3600.0  # of a simulated clock, until somebody is available
 
 
@@ -152,7 +153,7 @@ class Loop:
 
     def finish(self, point: Checkpoint, clients: Sequence[Client]) -> tuple[Scores | None, dict[Client, Scores]]:
         """Scores of the final model over all held-out rows of ``clients``, and each client's own."""
-        if self.federation.is_private or not clients:
+        if not self.federation.sends_metrics or not clients:
             return None, {}
         asked = some_clients(clients, self._context(point), at_end=True)
         return on_clients(
@@ -362,13 +363,14 @@ class Loop:
                 runtime.start(make_plan(parts, point.state, context, cohort, runtime.filling), cohort)
 
         around = self._noting(context, number, 0, len(everyone))
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_SUMS if hasattr(parts.aggregator, "buffer_exchange") else _ATTEMPTS):
             runtime.filling = Slot(number, attempt, exchange)
+            one = together(parts, point.state, runtime, context, runtime.filling, buffer.weight)
             try:
                 with stage("plan"):
                     return buffered_round(
                         parts, point.state, runtime, runtime.plans, around, number,
-                        buffer_size=buffer.size, staleness=buffer.weight, refill=refill,
+                        buffer_size=buffer.size, staleness=buffer.weight, refill=refill, together=one,
                     )  # fmt: skip
             except Abandoned:
                 continue
@@ -390,7 +392,7 @@ class Loop:
         if self.evaluate_on is not None:
             params = np.asarray(state.algorithm["params"])
             return on_dataset(self.federation, params, point.totals, self.evaluate_on)
-        if self.federation.is_private or (number > 0 and not point.scored_on):
+        if not self.federation.sends_metrics or (number > 0 and not point.scored_on):
             return None
         asked = self.clients()
         if self.schedule.buffer is not None and is_timed(self.runtime):

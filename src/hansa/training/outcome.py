@@ -19,6 +19,7 @@ from hansa.training.loop import Loop, is_clocked
 from hansa.training.privacy_statement import statement
 from hansa.training.run import Run
 from hansa.training.schedule import Schedule
+from hansa.training.secrecy import secrecy
 from hansa.version import __version__
 
 Sizes = Mapping[Client, tuple[int, int]]  # training and held-out rows
@@ -59,6 +60,7 @@ def outcome(
         "final": _final(point.history, scores if "held-out" in point.scored_on else None),
         "baselines": None,
         "privacy": statement(federation, loop.ledger.counted, len(loop.clients()), simulated=simulated),
+        "secrecy": secrecy(federation, loop.schedule.num_counted(len(loop.clients()))),
         "virtual_time": loop.runtime.summary() if is_clocked(loop.runtime) else None,
         **more,
     }

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from hansa.aggregators.mean import Mean
 from hansa.core import round as core
 from hansa.core.errors import RunError
 from hansa.core.key import Key
@@ -19,9 +18,10 @@ from hansa.core.tasks import Parts
 from hansa.federation import Federation
 from hansa.local_training import DPSGD
 from hansa.privacy import events
-from hansa.privacy.accountant import Everyone, Neighbours, PoissonSampling, Release, Sampling, Turn, cost
-from hansa.privacy.events import Event, RecordBudgetEvent
+from hansa.privacy.accountant import Everyone, Neighbours, PoissonSampling, Release, Sampling, Turn, calibrated, cost
+from hansa.privacy.events import Event, RecordBudgetEvent, SkellamEvent
 from hansa.privacy.ledger import Entry, Ledger
+from hansa.training.distributed_privacy import shared_out
 from hansa.training.local_privacy import record_noise
 from hansa.training.schedule import Schedule
 
@@ -37,23 +37,21 @@ _GROWTH = 1.1
 def noise_of(federation: Federation) -> Any:
     """What adds noise: the transform that does, or the clients' DP-SGD, or None."""
     found = next((t for t in federation.transforms if getattr(t, "adds_noise", False)), None)
-    found = found or next((t for t in federation.transforms if getattr(t, "adds_local_noise", False)), None)
+    for kind in ("adds_local_noise", "adds_distributed_noise"):
+        found = found or next((t for t in federation.transforms if getattr(t, kind, False)), None)
     return found or record_noise(federation)
 
 
 def bound_locally(federation: Federation, schedule: Schedule) -> Federation:
     """The federation with clients' own noise sized for the planned rounds: each client does this for itself."""
+    federation = _grouped(federation)
     optimizer = getattr(federation.algorithm, "client_optimizer", None)
     if isinstance(optimizer, DPSGD) and optimizer.epsilon is not None:
         sized = replace(optimizer, num_rounds=schedule.num_rounds)
         algorithm = replace(federation.algorithm, client_optimizer=sized)
         return replace(federation, algorithm=algorithm)
-    if any(getattr(t, "adds_local_noise", False) for t in federation.transforms):
-        transforms = tuple(
-            _sized_locally(t, schedule) if getattr(t, "adds_local_noise", False) else t for t in federation.transforms
-        )
-        return replace(federation, transforms=transforms)
-    return federation
+    transforms = tuple(_sized_locally(t, schedule) for t in shared_out(federation).transforms)
+    return federation if transforms == federation.transforms else replace(federation, transforms=transforms)
 
 
 def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Federation:
@@ -61,20 +59,26 @@ def bound(federation: Federation, schedule: Schedule, num_clients: int) -> Feder
 
     A mean without noise keeps its own denominator, the weights that come.
     """
-    if federation.is_locally_private:
-        federation = bound_locally(federation, schedule)
+    is_own = federation.is_locally_private or federation.adds_distributed_noise
+    federation = bound_locally(federation, schedule) if is_own else _grouped(federation)
     if not any(getattr(t, "adds_noise", False) for t in federation.transforms):
         return federation
     transforms = tuple(
         _calibrated(_planned(t, schedule), schedule, num_clients) if getattr(t, "adds_noise", False) else t
         for t in federation.transforms
     )
-    aggregator = federation.aggregator
-    if isinstance(aggregator, Mean) and aggregator.denominator is None:
+    aggregator: Any = federation.aggregator
+    if hasattr(aggregator, "denominator") and aggregator.denominator is None:
         largest = 1.0 if aggregator.weighting == "clients" else aggregator.max_weight
         if largest is not None:
             aggregator = replace(aggregator, denominator=_expected(schedule, num_clients) * largest)
     return replace(federation, transforms=transforms, aggregator=aggregator)
+
+
+def _grouped(federation: Federation) -> Federation:
+    """The federation with secure sums in groups, where its updates are very long: a rule that both sides know."""
+    sized = getattr(federation.aggregator, "sized", None)
+    return federation if sized is None else replace(federation, aggregator=sized(federation.learner.layout.num_params))
 
 
 def min_separation(schedule: Schedule) -> int:
@@ -102,7 +106,7 @@ def coming(noise: Any, schedule: Schedule, num_clients: int, number: int) -> Eve
     """What round ``number`` will release, with ``num_clients`` to draw from."""
     event: Event = noise.event(number, schedule.num_rounds)
     sampling = sampling_of(schedule, num_clients, number)
-    if _is_local(event) and not isinstance(sampling, Turn):
+    if (_is_local(event) or isinstance(event, SkellamEvent)) and not isinstance(sampling, Turn):
         sampling = Everyone()  # the server sees who reports: no chance hides it
     return events.with_sampling(event, sampling)
 
@@ -228,14 +232,30 @@ def _calibrated(noise: Any, schedule: Schedule, num_clients: int) -> Any:
     if noise.noise_multiplier is not None or noise.epsilon is None or noise.delta is None:
         return noise
     template = Counter(planned(replace(noise, epsilon=None, noise_multiplier=1.0), schedule, num_clients))
+    if any(isinstance(event, SkellamEvent) for event in template):
+        return replace(noise, epsilon=None, noise_multiplier=_in_shares(noise, template), budget=noise.epsilon)
     found = _multiplier(tuple(template.items()), noise.epsilon, noise.delta)
     return replace(noise, epsilon=None, noise_multiplier=found, budget=noise.epsilon)
 
 
-def _sized_locally(noise: Any, schedule: Schedule) -> Any:
+def _in_shares(noise: Any, template: Counter[Event]) -> float:
+    """The least multiplier of noise whose grid depends on it: more noise takes larger steps."""
+
+    def released(noise_multiplier: float) -> list[Release]:
+        one = replace(noise, epsilon=None, noise_multiplier=noise_multiplier).event(0, template.total())
+        return events.releases({events.with_sampling(one, e.sampling): times for e, times in template.items()})
+
+    neighbours = events.neighbours_of(template)
+    return calibrated(released, noise.epsilon, noise.delta, neighbours=neighbours, tolerance=1e-6)
+
+
+def _sized_locally(transform: Any, schedule: Schedule) -> Any:
     """A client's own noise, calibrated, with the number of rounds beyond which the client does not report."""
-    sized = _calibrated(noise, schedule, 1)
-    return sized if sized is noise else replace(sized, num_rounds=schedule.num_rounds)
+    is_shared = getattr(transform, "adds_distributed_noise", False) and transform.num_noising is not None
+    if not (is_shared or getattr(transform, "adds_local_noise", False)):
+        return transform
+    sized = _calibrated(transform, schedule, 1)
+    return sized if sized is transform else replace(sized, num_rounds=schedule.num_rounds)
 
 
 @lru_cache(maxsize=64)

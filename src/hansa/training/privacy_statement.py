@@ -16,6 +16,7 @@ from hansa.federation import Federation
 from hansa.privacy import events
 from hansa.privacy.accountant import PoissonSampling, Turn
 from hansa.privacy.events import Event, MatrixEvent
+from hansa.training.distributed_privacy import distributed_facts
 from hansa.training.local_privacy import facts_of
 from hansa.training.privacy import noise_of
 
@@ -36,6 +37,7 @@ _ACCOUNTANTS = {
     "exact": "exact composition of Gaussian mechanisms (Balle and Wang 2018)",
     "PLD": "privacy loss distributions (dp-accounting)",
     "RDP": "Renyi differential privacy (dp-accounting)",
+    "Skellam": "Renyi divergences of Skellam noise (Agarwal, Kairouz and Liu 2021, theorem 3.5)",
     "sum": "pure epsilons added up (Dwork and Roth 2014, theorem 3.16)",
     "each client's own": "each client's own, for its number of records (privacy loss distributions, dp-accounting)",
 }
@@ -62,7 +64,11 @@ def statement(
     spent = f"epsilon {main['epsilon']:.3g} at delta {main['delta']:.1g}"
     facts = {"sampling": _sampling(released), "accountant": accountant}
     is_local = federation.is_locally_private
-    facts |= facts_of(noise, count) if is_local else _central_facts(released, sums, is_remembered=bool(together))
+    if federation.adds_distributed_noise:
+        facts |= {"neighbours": _RELATIONS[events.neighbours_of(released)]}
+        facts |= distributed_facts(federation, count, noise.num_noising)
+    else:
+        facts |= facts_of(noise, count) if is_local else _central_facts(released, sums, is_remembered=bool(together))
     of_records = any(getattr(transform, "bounds_records", False) for transform in federation.transforms)
     facts |= _RECORD_FACTS if of_records else {}
     title, trust = facts.pop("title"), facts.pop("trust")
@@ -127,7 +133,7 @@ def _deltas(own: float | None, num_clients: int) -> list[float]:
 def _figure(released: Counter[Event], delta: float) -> dict[str, Any]:
     """Epsilon at one delta by the best accountant, and by RDP beside it."""
     best = events.cost(released, delta)
-    if best.accountant in ("sum", "each client's own"):
+    if best.accountant in ("Skellam", "sum", "each client's own"):
         return {"delta": delta, "epsilon": best.epsilon, "accountant": best.accountant, "rdp": None}
     try:
         beside = events.cost(released, delta, accountant="RDP").epsilon

@@ -22,6 +22,12 @@ _NO_PRIVACY = (
     "hansa.GaussianNoise) put a number on how much."
 )
 
+_SECRET = (
+    "No formal privacy guarantee is claimed for this run. The server saw sums of updates and no single one; yet sums, "
+    "and the final model, can reveal something about the rows behind them. Noise (hansa.SkellamNoise, "
+    "hansa.GaussianNoise) puts a number on how much."
+)
+
 
 def write_report(run_dir: Path, path: Path | None = None) -> Path:
     """Reads the run directory ``run_dir`` and writes its page to ``path`` (default: ``run_dir/report.html``).
@@ -110,8 +116,9 @@ def _labels(skew: object, stated: Mapping[str, object]) -> tuple[list[str], dict
 def _privacy(run: RunRecord) -> Section:
     stated = mapping(run.info.get("privacy"))
     epsilon, delta = privacy_spent(run)
+    secrecy = [str(sentence) for sentence in run.info.get("secrecy") or ()]
     if epsilon is None:
-        lead = str(stated.get("statement") or _NO_PRIVACY)
+        lead = str(stated.get("statement") or (_SECRET if secrecy else _NO_PRIVACY))
     else:
         spent = f"epsilon {figure(epsilon)}" + ("" if delta is None else f" at delta {power(delta)}")
         lead = str(stated.get("statement") or f"Spent: {spent}; the run states no neighbouring relation.")
@@ -127,7 +134,8 @@ def _privacy(run: RunRecord) -> Section:
     panels += [audited] if audited else []
     if bodies:
         panels.append(Panel(title="Everything that was sent", hint="bodies by kind", table=bodies))
-    facts = [(str(name), str(fact)) for name, fact in mapping(stated.get("facts")).items()]
+    facts = [("secure aggregation", "\n".join(secrecy))] if secrecy else []
+    facts += [(str(name), str(fact)) for name, fact in mapping(stated.get("facts")).items()]
     return Section(title="Privacy, and what left each client", lead=lead, panels=panels, facts=facts, wide=True)
 
 

@@ -26,8 +26,8 @@ CLIENT_COLUMNS = ("client", "num_examples", "num_test")
 # run.json: what each value must be where it is present. None is accepted everywhere: "not known".
 _KINDS: dict[str, type] = {
     "schedule": dict, "federation": dict, "final": dict, "skew": dict, "baselines": dict, "privacy": dict,
-    "refused": list, "bodies": list, "notes": list, "num_clients": int, "rounds_done": int, "num_rounds": int,
-    "num_params": int, "scored_on": str, "runtime": str,
+    "refused": list, "bodies": list, "notes": list, "secrecy": list, "num_clients": int, "rounds_done": int,
+    "num_rounds": int, "num_params": int, "scored_on": str, "runtime": str,
 }  # fmt: skip
 _JSON_NAMES = {dict: "an object", list: "a list", int: "a whole number", str: "a text"}
 

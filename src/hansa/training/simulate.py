@@ -122,7 +122,7 @@ class _Simulation:
         """Check, train and score."""
         started, key = datetime.datetime.now(datetime.UTC), Key.of(self.seed)
         refuse_unfit(self.federation, self.schedule, len(self.population))
-        own = bound(self.federation, self.schedule, len(self.population))
+        own = _simulated(bound(self.federation, self.schedule, len(self.population)), self.schedule)
         _check_clients(own, self.population, self.load)
         site = self.runtime.open(own, self.load, key.child("secrets"), keep=self.load.keep)
         try:
@@ -198,6 +198,14 @@ class _Simulation:
         return hashlib.sha256(repr(named).encode()).hexdigest()
 
 
+def _simulated(federation: Federation, schedule: Schedule) -> Federation:
+    """The federation with what stands for its aggregator in a simulation, where that is another."""
+    instead = getattr(federation.aggregator, "simulated", None)
+    if instead is None:
+        return federation
+    return replace(federation, aggregator=instead(buffered=schedule.buffer is not None))
+
+
 def initial_params(federation: Federation, key: Key, start_from: Any) -> Array:
     """Where the run starts: ``start_from``, or the learner's initial parameters for this seed."""
     if start_from is not None:
@@ -224,14 +232,19 @@ def _check_clients(
 def _notes(federation: Federation, population: Population, load: Callable[[str], Pair], point: Checkpoint) -> list[str]:
     """Sentences worth a reader's eye: what preparation found, and what was not scored."""
     said: list[str] = []
+    if hasattr(federation.aggregator, "secure"):
+        said.append(
+            "Secure sums are those of the ideal functionality, the same numbers without the cryptography; "
+            'SecureMean(simulate="protocol") runs all of it.'
+        )
     if federation.prepare and point.totals:
         dataset, _ = load(population.ids[0])
         for preparation, total in zip(federation.prepare, point.totals, strict=True):
             named = named_totals(preparation, dataset, total)
             said += preparation.check(named, getattr(dataset, "feature_names", None))
             dataset = preparation.apply(dataset, named)
-    if federation.is_private and not point.scored_on and not isinstance(federation.learner, Questions):
-        said.append("Clients send no metrics beside noise or secrecy: give evaluate_on= to score each round.")
+    if not federation.sends_metrics and not point.scored_on and not isinstance(federation.learner, Questions):
+        said.append("Clients send no metrics beside noise: give evaluate_on= to score each round.")
     return said
 
 

@@ -74,7 +74,7 @@ class LocalGaussianNoise(Transform):
             noised(row, secure_normal(key, size), deviation)
             for row, key in zip(np.asarray(updates.values), draws.secret, strict=True)
         ]
-        return _sent(self, updates, rows), {}
+        return sent_alone(self, updates, rows), {}
 
     def codec(self, inner: Codec) -> Codec:
         """Noisy values leave every grid."""
@@ -125,7 +125,7 @@ class LocalLaplaceNoise(Transform):
         size = values.shape[1]
         scale = scale_of(_sized(self), self.norm * (1 + 1e-9), size)  # the sum that found the norm was rounded
         rows = [laplaced(row, secure_laplace(key, size), scale) for row, key in zip(values, draws.secret, strict=True)]
-        return _sent(self, updates, rows), {}
+        return sent_alone(self, updates, rows), {}
 
     def codec(self, inner: Codec) -> Codec:
         """Noisy values leave every grid."""
@@ -169,7 +169,7 @@ def _sized(noise: LocalNoise) -> float:
     return noise.noise_multiplier
 
 
-def _sent(noise: LocalNoise, updates: Updates, rows: list[np.ndarray]) -> Updates:
+def sent_alone(noise: object, updates: Updates, rows: list[np.ndarray]) -> Updates:
     """The block as it may leave: noisy rows of weight 1; ``CheckError`` for columns that would leave as they are."""
     if updates.tail or updates.side:
         found = ", ".join([*updates.tail, *updates.side])
@@ -177,4 +177,4 @@ def _sent(noise: LocalNoise, updates: Updates, rows: list[np.ndarray]) -> Update
     return updates._replace(values=np.stack(rows).astype(np.float32), weights=np.ones(len(updates.clients)))
 
 
-__all__ = ["UNBOUNDED", "LocalGaussianNoise", "LocalLaplaceNoise", "LocalNoise"]
+__all__ = ["UNBOUNDED", "LocalGaussianNoise", "LocalLaplaceNoise", "LocalNoise", "sent_alone"]
