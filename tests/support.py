@@ -192,10 +192,10 @@ class Lossy:
         return self.inner.once(name, make)
 
 
-def forked():
-    """Processes that this one has forked; not the servers that Python keeps for tests that start theirs otherwise."""
+def forked(parent=None):
+    """Forked processes of this one (or ``parent``); not the servers that Python keeps for tests that start theirs."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if not re.search(r"multiprocessing\.(forkserver|resource_tracker|spawn)", " ".join(child.cmdline())):
                 found.append(child)
