@@ -199,8 +199,9 @@ def test_a_body_that_is_slow_and_not_too_slow_arrives(site, serve, berlin):
 def test_a_download_that_nobody_reads_is_cut(site, serve, berlin):
     server = serve()
     sha256 = site.coordinator.publish({"params": bytes(32_000_000)})["params"]
+    request = signed(server, berlin, f"/v1/blobs/{sha256}")
     with closing(connect(site, server, berlin)) as line:
-        line.sendall(signed(server, berlin, f"/v1/blobs/{sha256}"))
+        line.sendall(request)
         until(lambda: server.num_connections == 0)
     assert server.cuts == {"slow reader": 1}
 
@@ -234,8 +235,9 @@ def test_a_question_that_is_held_is_not_cut(site, serve, berlin, tools):
     connection.hello((tools.app,))
     connection.close()
     connection.store.close()
+    request = signed(server, berlin, "/v1/work?wait=1.5")
     with closing(connect(site, server, berlin)) as line:
-        line.sendall(signed(server, berlin, "/v1/work?wait=1.5"))
+        line.sendall(request)
         assert line.recv(65536).startswith(b"HTTP/1.1 200")
     assert server.cuts == {}
 
