@@ -32,6 +32,7 @@ from hansa.core.tasks import TASKS, Evaluation, Parts, Summation, flat_sums
 from hansa.data.dataset import Dataset
 from hansa.data.prepare import Preparation
 from hansa.local_training import Correction, Fitted, LocalTraining, protects_records
+from hansa.unwritten import takes_unwritten
 from hansa.wire import Nonzeros
 from hansa.work import Work
 
@@ -189,6 +190,7 @@ class Federation:
         scored = plan.slot.task == "evaluate"
         if self.is_locally_private or self.adds_distributed_noise:
             self._check_local(plan.slot)
+        parts = self.parts(plan.slot)._replace(look_at_values=look_at_values)
         work = Work(
             self.learner,
             self.algorithm,
@@ -199,8 +201,8 @@ class Federation:
             plan.slot.round,
             Streams(clients, lambda client: plan.key.child("local", client)),
             Streams(secret, methodcaller("child", "local")),
+            adds_up=not look_at_values and not parts.transforms and _passes_rows_on(parts),
         )
-        parts = self.parts(plan.slot)._replace(look_at_values=look_at_values)
         return client_round(parts, plan, work, memory, scratch, secret)
 
     def _check_local(self, slot: Slot) -> None:
@@ -220,6 +222,12 @@ class Federation:
             return visible
         of_sums = getattr(self.aggregator, "of_sums", None)
         return self.aggregator if of_sums is None else of_sums()
+
+
+def _passes_rows_on(parts: Parts) -> bool:
+    """Whether a client's change goes from the learner into the sum without anybody looking at it."""
+    methods = parts.algorithm.client_update, getattr(parts.aggregator, "fold", None)
+    return all(map(takes_unwritten, methods))
 
 
 def named_totals(preparation: Preparation, dataset: Dataset, total: Array) -> dict[str, Array]:

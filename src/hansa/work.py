@@ -32,10 +32,12 @@ class Work:
         round_number: int = 0,
         keys: Sequence[Key] = (),
         secret: Sequence[Key] = (),
+        adds_up: bool = False,
     ) -> None:
         self.clients, self.datasets, self.variant = clients, datasets, variant
         self._learner, self._algorithm, self._tests = learner, algorithm, tests
         self._round, self._keys, self._calls = round_number, keys, 0
+        self._adds_up = adds_up  # only the sum of the changes is wanted
         self._is_private = protects_records(getattr(algorithm, "client_optimizer", None))
         if self._is_private:
             self._keys = secret  # noise and batches that the server cannot draw for itself
@@ -87,6 +89,8 @@ class Work:
         self._calls += 1
         block = self.block(params)
         own = {"change": True} if change and getattr(self._learner, "gives_change", False) else {}
+        if own and self._adds_up and getattr(self._learner, "leaves_products", False):
+            own["unwritten"] = True
         try:
             with stage("training"):
                 self._fitted = self._learner.fit(block, self.datasets, local, correction or Correction(), keys, **own)

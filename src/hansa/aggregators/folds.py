@@ -17,6 +17,7 @@ import numpy as np
 
 from hansa.aggregators.blocks import Apart, to_numpy
 from hansa.core.protocols import Array, Client, Updates
+from hansa.unwritten import Unwritten, other_columns
 
 _FEWEST_LEAVES = 16
 _LEAF_ROWS = 8  # whoever sums a leaf holds all of its rows
@@ -201,6 +202,9 @@ def _tree_sum(values: Array, weights: np.ndarray, cuts: Sequence[int], places: S
 
     Some columns at a time, so that the leaves stay in cache until they are added.
     """
+    if isinstance(values, Unwritten) and values.products:
+        return _sum_unwritten(values, weights, cuts, places)
+    values = np.asarray(values) if isinstance(values, Unwritten) else values
     is_long = len(values) * values.shape[1] > FEW and values.shape[1] > 1
     if isinstance(values, Apart):
         if is_long:
@@ -227,6 +231,17 @@ def _long_tree_sum(
             _add_up(run[:, part], weights[first:last], leaf)
         add_leaves(here, places)
         total[0, part] = here[0]
+    return total
+
+
+def _sum_unwritten(values: Unwritten, weights: np.ndarray, cuts: Sequence[int], places: Sequence[int]) -> np.ndarray:
+    """The same of rows whose products stay as they are: each is added up as one product, in float32, not as a tree."""
+    total = np.zeros((1, values.shape[1]))
+    for columns in other_columns(values.products, values.shape[1]):
+        total[:, columns] = _tree_sum(values.held[:, columns], weights, cuts, places)
+    for product in values.products:
+        for columns, sums in zip(product.columns, product.sums(weights[product.clients]), strict=True):
+            total[0, columns] += sums
     return total
 
 

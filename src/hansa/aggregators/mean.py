@@ -24,6 +24,7 @@ from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Aggregate, Ask, Client, Plan, Report, Updates
 from hansa.long_vectors import columnwise, is_columnwise
+from hansa.unwritten import passes_rows_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Mean:
         payload, kept, refused = answer_rows(updates)
         return self._weighted(payload), kept, refused
 
+    @passes_rows_on
     @columnwise()
     def fold(self, updates: Updates, cuts: Sequence[int] | None = None) -> Updates:
         """One row for all, here or on a worker; ``cuts`` are the leaves of a tree (see folds.py)."""

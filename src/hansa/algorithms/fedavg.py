@@ -19,6 +19,7 @@ from hansa.core.errors import InputError
 from hansa.core.protocols import Aggregate, Array, Fit, Memory, State, Updates
 from hansa.local_training import SGD, ClientOptimizer, Rate
 from hansa.long_vectors import columnwise
+from hansa.unwritten import passes_rows_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class FedAvg:
         """The parameters."""
         return {"params": state["params"]}
 
+    @passes_rows_on
     def client_update(
         self, received: Mapping[str, Array], fit: Fit, memory: Memory
     ) -> tuple[Updates, Mapping[str, Array]]:

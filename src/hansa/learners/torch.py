@@ -65,6 +65,7 @@ class TorchLearner:
     reports_loss = True
     protects_records = True  # it can train by DPSGD
     gives_change = True
+    leaves_products = True
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class TorchLearner:
     @property
     def block_bytes(self) -> int:
         """Parameters of all clients of a block together: what stays in a processor's cache, much more on a GPU."""
-        return (1 << 30) if self._engine.device.type == "cuda" else 5 << 20
+        return (1 << 30) if self._engine.device.type == "cuda" else 10 << 20
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -186,10 +187,12 @@ class TorchLearner:
         keys: Sequence[Key],
         *,
         change: bool = False,
+        unwritten: bool = False,
     ) -> Fitted:
         """Local training of a block: ``params`` (num_clients, num_params) is left as it is.
 
-        With ``change`` what comes back is local minus received parameters, written in one pass.
+        With ``change`` what comes back is local minus received parameters, written in one pass. With ``unwritten``
+        besides, only the sum of rows is wanted: some columns may come as products (``unwritten.py``).
 
         The loss is the mean over all examples seen, by their weights; NaN for a client that took no step. A batch of
         zero total weight has gradient zero. Buffers take no correction.
@@ -197,7 +200,7 @@ class TorchLearner:
         check_models(self.loss, correction.models)
         if math.isnan(local.learning_rate):
             raise InputError("TorchLearner: expected a client_learning_rate, found none; give client_learning_rate=0.1")
-        return self._engine.fit(params, datasets, local, correction, keys, change)
+        return self._engine.fit(params, datasets, local, correction, keys, change, unwritten)
 
     def columns(self, dataset: Any) -> dict[str, npt.NDArray[Any]]:
         """A dataset's arrays in the types that the model takes, as blocks of clients keep them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from hansa.core.errors import HansaError
 from hansa.learners.failed import ClientFailed
-from hansa.learners.torch_batched import Batched, chunk_size
+from hansa.learners.torch_batched import Batched
 from hansa.learners.torch_data import Rows
 from hansa.learners.torch_job import Job, Losses, Others
 from hansa.learners.torch_layers import chain_of
+from hansa.learners.torch_left import Left
 from hansa.learners.torch_loop import Loop
 from hansa.learners.torch_losses import NamedLoss, OwnLoss
 from hansa.learners.torch_module import FlatModel
@@ -48,28 +49,40 @@ class Trainer:
         self.choices: MutableMapping[str, str] = {}  # by situation: "loop" or "batched"
         self._chain = None if is_lower else chain_of(flat, loss)
 
-    def fit(self, job: Job, out: Tensor) -> Losses:
-        """Train every client of the job into its row of ``out``; the mean loss that each has seen (num_clients,)."""
+    def fit(self, job: Job, out: Tensor) -> tuple[Losses, Sequence[Left]]:
+        """Train every client of the job into its row of ``out``; the mean loss that each has seen (num_clients,).
+
+        Second, what of the rows is left as products.
+        """
+        batched = self._fitted_at_once(job, out)
+        return (self._one_by_one(job, out), ()) if batched is None else batched
+
+    def _one_by_one(self, job: Job, out: Tensor) -> Losses:
+        return (self._private if protects_records(job.local.optimizer) else self._loop).fit(job, out)
+
+    def _fitted_at_once(self, job: Job, out: Tensor) -> tuple[Losses, Sequence[Left]] | None:
+        """The same where a trial found that clients had better train at once; None where they had not."""
         if protects_records(job.local.optimizer):
-            return self._private.fit(job, out)
+            return None
         if self._forced is False or (job.sizes > 0).sum() < 2 or len(job.sizes) < 2:
-            return self._loop.fit(job, out)
-        situation = _situation(job) + (", in bfloat16" if self._is_lower else "")
+            return None
+        situation = self._situation(job) + (", in bfloat16" if self._is_lower else "")
         if situation not in self.choices:
             try:
                 self.choices[situation] = self._choose(job)
             except ClientFailed:  # there is nothing to choose before this client is named, by its row in this job
-                return self._loop.fit(job, out)
+                return None
         if self.choices[situation] == "batched":
             try:
-                return self._batched(job).fit(job, out)
+                batched = self._batched(job)
+                return batched.fit(job, out), batched.left
             except HansaError:
                 raise
             except Exception as error:  # what one block allowed, another need not: the loop decides
                 self.choices[situation] = "loop"
                 self._flat.stacks.clear()  # the loop may do with what memory there is
                 self._say(f"cannot train these clients at once: {_first_line(error)}")
-        return self._loop.fit(job, out)
+        return None
 
     def _batched(self, job: Job) -> Batched:
         way = self._chain or Mapped(self._flat, self._loss, {name: self._others[name] for name in job.models})
@@ -102,8 +115,10 @@ class Trainer:
 
     def _trial(self, job: Job) -> float | None:
         """Seconds a client of the batched way over those of the loop, in two steps; None where they do not agree."""
-        clients = np.flatnonzero(job.sizes)[: chunk_size(job)]
-        trial = job.take(clients)._replace(local=replace(job.local, epochs=None, steps=_TRIAL_STEPS), change=False)
+        clients = np.flatnonzero(job.sizes)[: self._batched(job).chunk_size(job)]
+        trial = job.take(clients)._replace(
+            local=replace(job.local, epochs=None, steps=_TRIAL_STEPS), change=False, leaves_products=False
+        )
         looped, batched = trial.part(0, _TRIAL_LOOPED), self._batched(job)
         theirs, ours = (torch.empty(part.params.shape, device=self._flat.device) for part in (looped, trial))
         loop_seconds = self._seconds(lambda: self._loop.fit(looped, theirs)) / len(theirs)
@@ -126,6 +141,7 @@ class Trainer:
             sizes=sizes,
             local=replace(job.local, epochs=None, steps=1, batch_size=width),
             change=False,
+            leaves_products=False,
         )
         theirs, ours = (torch.empty(pair.params.shape, device=self._flat.device) for _ in range(2))
         self._loop.fit(pair, theirs)
@@ -159,20 +175,19 @@ class Trainer:
                 return False
         return True
 
+    def _situation(self, job: Job) -> str:
+        """What the choice may depend on, in words."""
+        kind = type(job.local.optimizer).__name__ + ("" if job.local.optimizer.is_plain else " with moments or decay")
+        terms = "" if job.terms.is_none else ", corrected"
+        models = "".join(f", {name}" for name in job.models)
+        width = 1 << (min(len(job.sizes), self._batched(job).chunk_size(job)).bit_length() - 1)
+        return f"{kind}{terms}{models}, batch_size={job.local.batch_size}, {width} clients or more"
+
     def _say(self, reason: str) -> None:
         """Log, once for each reason, that the loop is taken."""
         if reason not in self._said:
             self._said.add(reason)
             _LOG.warning("TorchLearner trains clients one by one: %s", reason)
-
-
-def _situation(job: Job) -> str:
-    """What the choice may depend on, in words."""
-    kind = type(job.local.optimizer).__name__ + ("" if job.local.optimizer.is_plain else " with moments or decay")
-    terms = "" if job.terms.is_none else ", corrected"
-    models = "".join(f", {name}" for name in job.models)
-    width = 1 << (min(len(job.sizes), chunk_size(job)).bit_length() - 1)
-    return f"{kind}{terms}{models}, batch_size={job.local.batch_size}, {width} clients or more"
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from hansa.learners.torch_precision import flushed, lower
 from hansa.learners.torch_steps import Terms
 from hansa.local_training import Correction, Fitted, LocalTraining
 from hansa.metrics import Metrics
+from hansa.unwritten import Unwritten
 
 
 class Engine:
@@ -65,8 +66,12 @@ class Engine:
         correction: Correction,
         keys: Sequence[Key],
         change: bool = False,
+        unwritten: bool = False,
     ) -> Fitted:
-        """Local training of a block; arrays come back as they came: NumPy's, or tensors on the learner's device."""
+        """Local training of a block; arrays come back as they came: NumPy's, or tensors on the learner's device.
+
+        With ``unwritten``, which goes with ``change``, columns of NumPy's may come back as products.
+        """
         sizes = getattr(datasets, "sizes", None)
         sizes = np.array([len(dataset) for dataset in datasets], dtype=np.int64) if sizes is None else sizes
         received = self.tensor(params)
@@ -79,12 +84,15 @@ class Engine:
             models={name: self._rows(vectors) for name, vectors in correction.models.items()},
             keys=keys,
             change=change,
+            leaves_products=unwritten and change and isinstance(params, np.ndarray) and self.device.type == "cpu",
         )
         # NumPy asks for large pages, which a matrix as wide as all clients' models needs.
         out = view(np.empty(received.shape, np.float32)).to(self.device)
         with flushed():
-            losses = self.trainer.fit(job, out)
-        fitted = out if isinstance(params, Tensor) else out.cpu().numpy()
+            losses, left = self.trainer.fit(job, out)
+        fitted: Any = out if isinstance(params, Tensor) else out.cpu().numpy()
+        if left:
+            fitted = Unwritten(fitted, left)
         return Fitted(fitted, num_steps(sizes, local), sizes, losses)
 
     def evaluate(self, params: Array, datasets: Sequence[Any], metrics: Metrics) -> npt.NDArray[np.float64]:

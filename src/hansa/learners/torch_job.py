@@ -31,6 +31,7 @@ class Job(NamedTuple):
     models: Mapping[str, Tensor]  # (1 or num_clients, num_params) by the name that the loss takes
     keys: Sequence[Key]
     change: bool = False  # what is asked for is local minus received parameters
+    leaves_products: bool = False  # and only the sum of clients' changes is: a way may leave columns as products
 
     def take(self, clients: Integers) -> Job:
         """The job of some of the clients, in that order."""
@@ -45,6 +46,7 @@ class Job(NamedTuple):
             {name: v if len(v) == 1 else v[index] for name, v in self.models.items()},
             Streams(clients.tolist(), self.keys.__getitem__),
             self.change,
+            self.leaves_products,
         )
 
     def part(self, start: int, stop: int) -> Job:
@@ -58,6 +60,7 @@ class Job(NamedTuple):
             {name: v if len(v) == 1 else v[start:stop] for name, v in self.models.items()},
             self.keys[start:stop],
             self.change,
+            self.leaves_products,
         )
 
 

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hansa.learners.batches import num_steps
 from hansa.learners.torch_data import Rows
-from hansa.learners.torch_dual import Dual
+from hansa.learners.torch_dual import LONG, Dual
 from hansa.learners.torch_job import Job
-from hansa.learners.torch_layout import Group, Plan
+from hansa.learners.torch_layout import Group, Plan, batch_bytes, takes_all, width_of
+from hansa.learners.torch_left import Columns
 from hansa.learners.torch_losses import NamedLoss
 from hansa.learners.torch_module import FlatModel
 from hansa.learners.torch_slopes import FEW_CLASSES, AnyLoss, FewClasses, Slopes
@@ -135,18 +137,30 @@ class Chain:
         y = job.examples.everyone.y
         return torch.inference_mode() if self._is_own and y is not None and y.dim() == 1 else torch.no_grad()
 
+    def client_bytes(self, job: Job) -> int:
+        """A client's parameters and one batch; of a layer in its dual form no weights, but all batches."""
+        most, num_params = int(num_steps(job.sizes, job.local).max(initial=0)), job.params.shape[1]
+        if not self._is_dual(job, most, width_of(job), takes_all(job)):
+            return batch_bytes(job) + 4 * num_params
+        first: int = sum(self._flat.parameters[i].numel() for i in self._layers[self._first].places)
+        return batch_bytes(job) * (1 if takes_all(job) else most) + 4 * (num_params - first)
+
+    def _is_dual(self, job: Job, steps: int, width: int, repeats: bool) -> bool:
+        """Whether the first linear layer had better be in its dual form."""
+        if not (job.local.optimizer.is_plain and job.terms.is_none):
+            return False
+        return Dual.pays(steps, width, repeats, self._layers[self._first].num_outputs)
+
     def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
         """These clients train next; ``plan`` are all their steps, where they are laid out together.
 
         Returns the parameters that need no stack: those of the first linear layer where its dual form pays.
         """
         self._dual = None
-        if plan is None or not (job.local.optimizer.is_plain and job.terms.is_none):
+        if plan is None or not self._is_dual(job, plan[0].num_steps, plan[0].width, plan[0].repeats):
             return ()
         (layout, feed), received = plan, self._flat.split(job.params)
         places: list[int] = self._layers[self._first].places
-        if not Dual.pays(layout.num_steps, layout.width, layout.repeats, received[places[0]].shape[1]):
-            return ()
         x = feed.everything()
         assert isinstance(x, Tensor)
         for layer in self._layers[: self._first]:
@@ -156,11 +170,16 @@ class Chain:
         self._dual = Dual(x, layout.width, layout.repeats, [received[i] for i in places], job.local.learning_rate)
         return places
 
-    def finish(self, job: Job, rows: Tensor) -> None:
-        """Write what has no stack into the clients' ``rows``."""
-        if self._dual is not None:
-            places = self._flat.split(rows)
-            self._dual.write([places[i] for i in self._layers[self._first].places], job.change)
+    def finish(self, job: Job, rows: Tensor) -> Columns | None:
+        """Write what has no stack into the clients' ``rows``, or leave it as a product."""
+        if self._dual is None:
+            return None
+        left = Columns(self._dual, self._flat, self._layers[self._first].places)
+        if job.leaves_products and self._dual.num_weights >= LONG:
+            self._flat.stacks.pop("x.", None)  # the examples are the product's from now on
+            return left
+        left.write(rows, job.change)
+        return None
 
     def bind(self, parameters: list[Tensor], gradient: list[Tensor] | None, constants: dict[str, Tensor]) -> None:
         """Work on these parameters (num_clients, *shape), in place; without ``gradient`` a step is fused."""

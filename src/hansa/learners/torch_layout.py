@@ -166,7 +166,7 @@ Plan = tuple[Layout, Feed]  # all steps of some clients
 
 def lay_out(job: Job, loss: NamedLoss | OwnLoss) -> Layout | None:
     """All steps of a block whose clients each take one at least; None where that would be too much at once."""
-    if _takes_all(job):
+    if takes_all(job):
         return next(layouts(job, loss))
     plan = laid_out(job.keys, job.sizes, job.local, _AHEAD)
     return None if plan is None else _layout(job, loss, *plan)
@@ -175,7 +175,7 @@ def lay_out(job: Job, loss: NamedLoss | OwnLoss) -> Layout | None:
 def layouts(job: Job, loss: NamedLoss | OwnLoss) -> Iterator[Layout]:
     """The same, as many steps at a time as may be laid out ahead."""
     steps = num_steps(job.sizes, job.local)
-    if _takes_all(job):
+    if takes_all(job):
         layout = _whole(job)
         if layout is None:
             rows = np.arange(int(job.sizes.max()))
@@ -204,7 +204,7 @@ def _whole(job: Job) -> Layout | None:
     return Layout(one.long().expand(shape), y, shares, totals, counts, [len(job.sizes)], alike=True, whole=True)
 
 
-def _takes_all(job: Job) -> bool:
+def takes_all(job: Job) -> bool:
     """Whether every step takes all rows of each client: then all clients take as many steps."""
     return job.local.batch_size is None or job.local.batch_size >= int(job.sizes.max())
 
@@ -233,3 +233,8 @@ def width_of(job: Job) -> int:
     """Examples in the widest batch."""
     widest = int(job.sizes.max(initial=0))
     return widest if job.local.batch_size is None else min(job.local.batch_size, widest)
+
+
+def batch_bytes(job: Job) -> int:
+    """Memory of the features of one client's widest batch."""
+    return width_of(job) * job.examples[int(job.sizes.argmax())].row_bytes

@@ -120,6 +120,12 @@ class FlatModel:
         lead, parts = vectors.shape[:-1], vectors.split_with_sizes(self._sizes, dim=-1)
         return [parts[i].view(*lead, *shape) for i, _, shape in self._places]
 
+    def columns(self, parameter: int) -> slice:
+        """Where a learned parameter lies in the vector."""
+        place = self._places[parameter][0]
+        start = sum(self._sizes[:place])
+        return slice(start, start + self._sizes[place])
+
     def split_buffers(self, vectors: Tensor) -> dict[str, Tensor]:
         """Views of the floating buffers in vectors (..., num_params), each (..., *shape), by name."""
         lead, parts = vectors.shape[:-1], vectors.split_with_sizes(self._sizes, dim=-1)

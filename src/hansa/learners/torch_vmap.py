@@ -18,7 +18,7 @@ from torch.func import functional_call
 from hansa.learners.torch_block import BlockStep, stream
 from hansa.learners.torch_data import Examples, Stacked, parts
 from hansa.learners.torch_job import Job
-from hansa.learners.torch_layout import Group, Plan
+from hansa.learners.torch_layout import Group, Plan, batch_bytes
 from hansa.learners.torch_losses import NamedLoss, OwnLoss, scores_of
 from hansa.learners.torch_module import FlatModel
 from hansa.learners.torch_substitutes import Substitutes
@@ -58,6 +58,10 @@ class Mapped:
         """Autograd is turned on where it is needed."""
         return torch.no_grad()
 
+    def client_bytes(self, job: Job) -> int:
+        """A client's parameters and one batch."""
+        return batch_bytes(job) + 4 * job.params.shape[1]
+
     def begin(self, job: Job, plan: Plan | None) -> Sequence[int]:
         """These clients train next: buffers start as they received them, random draws from their keys.
 
@@ -71,7 +75,7 @@ class Mapped:
         return ()
 
     def finish(self, job: Job, rows: Tensor) -> None:
-        """Write the buffers as training left them, or their change, into the clients' ``rows``."""
+        """Leave no products; write the buffers as training left them, or their change, into the clients' ``rows``."""
         received = self._flat.split_buffers(job.params)
         for name, place in self._flat.split_buffers(rows).items():
             place.copy_(self._buffers[f"model.{name}"])
