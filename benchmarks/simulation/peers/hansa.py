@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import models
@@ -21,7 +22,7 @@ class Replay:
 
     def cohort(self, ids: Sequence[str], cohort_size: int, key: hansa.Key) -> tuple[str, ...]:
         """The next cohort, in the order of ``ids``."""
-        return tuple(map(ids.__getitem__, next(self._rounds)))
+        return itemgetter(*next(self._rounds))(ids)  # type: ignore[no-any-return]
 
 
 def federation_of(job: Job) -> tuple[hansa.Federation, np.ndarray]:

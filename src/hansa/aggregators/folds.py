@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count, pairwise
 from typing import Any, NamedTuple
 
@@ -99,6 +99,12 @@ class Tree:
         """The edges of a node's leaves, as positions in the cohort."""
         start = node.index << node.level
         return self.edges[start : start + (1 << node.level) + 1]
+
+
+@lru_cache(maxsize=4)
+def tree_of(num_clients: int) -> Tree:
+    """The tree of a cohort: that of the round before, where as many take part."""
+    return Tree(num_clients)
 
 
 def fold(updates: Updates, cuts: Sequence[int] | None = None) -> Updates:

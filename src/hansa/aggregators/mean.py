@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hansa.aggregators.blocks import stacked
-from hansa.aggregators.folds import Positions, Tree, fold, leaves, total
+from hansa.aggregators.folds import Positions, fold, leaves, total, tree_of
 from hansa.aggregators.later import are_long, sum_later
 from hansa.aggregators.one_exchange import answer_rows, ask_once
 from hansa.core.errors import InputError
@@ -83,7 +83,7 @@ class Mean:
         reports = [report for report in history["update"] if report.clients]
         if not reports:
             return Updates((), np.zeros((1, 0)), np.zeros(1))
-        place, tree, nodes = Positions(cohort), Tree(len(cohort)), {}
+        place, tree, nodes = Positions(cohort), tree_of(len(cohort)), {}
         if are_long(reports) and is_columnwise(self.fold):
             return sum_later(tree, reports, place, self.fold)
         for report in reports:

@@ -73,9 +73,14 @@ class Shelf:
         """The clients' datasets, as a ``Block`` where they fit together; ``load`` gives those not yet seen."""
         if self._position is not None:
             return self._taken(np.array([self._position(client) for client in clients], dtype=np.int64))
-        places = list(map(self._where.get, clients))
-        if None in places:
-            places = [self._place(client, load) for client in clients]
+        if self._columns:
+            try:
+                known = np.fromiter(map(self._where.__getitem__, clients), np.int64, len(clients))
+            except KeyError:
+                pass
+            else:
+                return self._taken(known)
+        places = [self._place(client, load) for client in clients]
         if None in places or not self._columns:
             datasets = [
                 load(c) if place is None else self._datasets[place] for c, place in zip(clients, places, strict=True)

@@ -112,8 +112,10 @@ class LinearLearner:
         return Layout.of(tensors)
 
     def columns(self, dataset: Any) -> dict[str, npt.NDArray[Any]]:
-        """A dataset's arrays in float32, as blocks of clients keep them."""
-        columns = {"x": np.asarray(dataset.x, dtype=np.float32), "y": np.asarray(dataset.y, dtype=np.float32)}
+        """A dataset's arrays as blocks of clients keep them: float32, labels that are integers int64."""
+        y = np.asarray(dataset.y)
+        has_labels = self.num_classes is not None and y.dtype.kind in "biu"
+        columns = {"x": np.asarray(dataset.x, dtype=np.float32), "y": y.astype(np.int64 if has_labels else np.float32)}
         return columns if dataset.weights is None else {**columns, "weights": dataset.weights.astype(np.float32)}
 
     def initial(self, key: Key) -> Floats:
@@ -270,7 +272,7 @@ class _Stack:
         if self._fixed and widest and (self.sizes == widest).all() and not (self._starts % widest).any():
             clients, last = self._starts // widest, block.num_rows // widest
             by_client = x[: last * widest].reshape(last, widest, -1), y[: last * widest].reshape(last, widest)
-            self._last = (len(clients), by_client[0].take(clients, axis=0), by_client[1].take(clients, axis=0))
+            self._last = (len(clients), by_client[0].take(clients, axis=0), _floats(by_client[1].take(clients, axis=0)))
 
     def batch(
         self, rows: npt.NDArray[np.int64], real: npt.NDArray[np.bool_], who: npt.NDArray[np.intp]
@@ -281,5 +283,9 @@ class _Stack:
         if self._weights is not None:
             weights *= self._weights[rows]
         if not self._fixed or self._last is None or self._last[0] != len(who):
-            self._last = (len(who), self._x.take(rows, axis=0), self._y[rows])
+            self._last = (len(who), self._x.take(rows, axis=0), _floats(self._y[rows]))
         return *self._last[1:], weights
+
+
+def _floats(y: npt.NDArray[Any]) -> Floats:
+    return y.astype(np.float32, copy=False)

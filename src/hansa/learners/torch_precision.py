@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ def flushed() -> Iterator[None]:
     A processor takes some hundred cycles for each: where a model is sure of a class, the probabilities of the others
     are as small, and training took up to three times as long.
     """
-    was_on = (torch.tensor(1e-40) * 1).item() == 0
+    was_on = bool(np.float32(1e-40) * np.float32(1) == 0)
     torch.set_flush_denormal(True)
     try:
         yield

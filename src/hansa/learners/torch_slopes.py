@@ -37,6 +37,7 @@ class FewClasses:
             self._targets = target.scatter_(-1, self._labels, 1.0).unbind(0)
         self._shares = group.shares.unsqueeze(-1).unbind(0)
         self._scores: list[Tensor] = []
+        self._likelihoods: Tensor | None = None  # of a lone step, whose probabilities are at hand
 
     def of(self, scores: Tensor, step: int) -> tuple[Tensor, float]:
         """The slope of the batches' mean loss in ``scores`` (num_clients, width, num_classes)."""
@@ -45,14 +46,18 @@ class FewClasses:
         if self._targets:
             slope.sub_(self._targets[step])
         else:
+            self._likelihoods = slope.gather(-1, self._labels[0]).log_()
             slope.scatter_add_(-1, self._labels[0], slope.new_full((1, 1, 1), -1.0).expand(self._labels[0].shape))
         share = self._even[step]
         return (slope, share) if share else (slope.mul_(self._shares[step]), 1.0)
 
     def losses(self) -> Tensor:
         """Each client's losses, times what the batches weigh, added up: (num_clients,) float64."""
-        scores = torch.stack(self._scores) if len(self._scores) > 1 else self._scores[0].unsqueeze(0)
-        likelihoods = _by_class(torch.log_softmax, scores).gather(-1, self._labels).squeeze(-1)
+        found = self._likelihoods
+        if found is None or not torch.isfinite(found).all():  # of zero there is none
+            scores = torch.stack(self._scores) if len(self._scores) > 1 else self._scores[0].unsqueeze(0)
+            found = _by_class(torch.log_softmax, scores).gather(-1, self._labels)
+        likelihoods = found.view(self._group.y.shape) if self._group.y is not None else found
         weights = self._group.shares * self._group.totals.unsqueeze(2)
         return -(likelihoods * weights).sum(dim=(0, 2), dtype=torch.float64)
 

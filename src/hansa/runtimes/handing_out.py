@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from hansa.aggregators.folds import Node, Tree, total
+from hansa.aggregators.folds import Node, total, tree_of
 from hansa.core.errors import RunError
 from hansa.core.protocols import Client, Memory, Plan, Report, Updates
 from hansa.runtimes.blame import names
@@ -207,7 +207,7 @@ class HandingOut(ABC, Generic[M]):
                     yield report
         if is_summed:
             with stage("folding"):
-                row = total(Tree(self._parts[0].num_cohort), self._sums)
+                row = total(tree_of(self._parts[0].num_cohort), self._sums)
                 if row is not None and len(self._sums) == 1:  # it lies where a worker may write again, or nobody may
                     row = row._replace(values=row.values.copy())
             yield Report(slot, tuple(clients), row, refused)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hansa.aggregators.folds import Positions, Tree, total
+from hansa.aggregators.folds import Positions, total, tree_of
 from hansa.core.errors import InputError
 from hansa.core.key import Key
 from hansa.core.protocols import Client, Plan, Report, Slot, Updates
@@ -68,7 +68,7 @@ class InProcessRuntime(SimulatedRuntime):
                 else:
                     yield report
         with stage("folding"):
-            row = total(Tree(len(cohort)), sums.rows)
+            row = total(tree_of(len(cohort)), sums.rows)
         if row is not None:
             yield Report(plan.slot, row.clients, row, refused)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.bodies = Bodies()
-        self._held: dict[str, tuple[Any, set[Client]]] = {}  # the newest vector of a name (or its hash), who has it
+        self._held: dict[str, tuple[Any, Collection[Client]]] = {}  # newest vector of a name (or its hash), who has it
         self._sizes: dict[Any, int] = {}  # of a vector's body, by its shape and type
         self._plans: dict[tuple[Any, ...], int] = {}  # sizes of plans that are alike for everyone
 
@@ -87,12 +87,13 @@ class Traffic:
         """Count a plan, and the vectors of it that its clients do not hold."""
         self.bodies.count("plan", "down", len(clients), self._plan_bytes(plan, clients))
         for name, vector in plan.broadcast.items():
-            newest, who = self._held.get(name, (None, set[Client]()))
-            self._held[name] = (vector, who if _same(newest, vector) else set())
-            held = self._held[name][1]
-            before = len(held)
-            held.update(clients)
-            fresh = len(held) - before
+            newest, who = self._held.get(name, (None, ()))
+            held: Collection[Client] = tuple(clients)
+            fresh = len(held)
+            if _same(newest, vector):
+                held = set(who).union(clients)
+                fresh = len(held) - len(who)
+            self._held[name] = (vector, held)
             self.bodies.count("model" if name == "params" else name, "down", fresh, self._size(vector) * fresh)
 
     def _plan_bytes(self, plan: Plan, clients: Sequence[Client]) -> int:

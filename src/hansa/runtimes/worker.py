@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hansa.aggregators.blocks import beside, stacked
-from hansa.aggregators.folds import Node, Tree, fold_node
+from hansa.aggregators.folds import Node, fold_node, tree_of
 from hansa.aggregators.sums import FEW_ROWS, Sums, waits
 from hansa.core.errors import HansaError, InputError
 from hansa.core.key import Key, Streams
@@ -208,7 +208,7 @@ class Worker:
 
     def sums(self, plan: Plan, num_cohort: int, places: Mapping[Client, int]) -> Sums:
         """Where the sums of the plan's parts are put together."""
-        tree, aggregator = Tree(num_cohort), self.federation.parts(plan.slot).aggregator
+        tree, aggregator = tree_of(num_cohort), self.federation.parts(plan.slot).aggregator
 
         def fold_rows(node: Node, rows: Updates) -> Updates:
             folded = fold_node(tree, node, rows, places, aggregator)
@@ -225,7 +225,7 @@ class Worker:
         rows: Updates = present[0].payload
         if len(reports) > 1:
             rows = stacked(sorted((c for report in present for c in report.clients), key=places.__getitem__), present)
-        return fold_node(Tree(part.num_cohort), part.node, rows, places, self.federation.parts(plan.slot).aggregator)
+        return fold_node(tree_of(part.num_cohort), part.node, rows, places, self.federation.parts(plan.slot).aggregator)
 
 
 def _waiting(reports: Sequence[Report]) -> Updates | None:
@@ -236,7 +236,7 @@ def _waiting(reports: Sequence[Report]) -> Updates | None:
 
 def parts_of(cohort: Sequence[Client], clients: Sequence[Client], width: int) -> list[Part]:
     """``clients``, who are some of ``cohort`` in its order, by the nodes of the cohort's tree, about ``width`` each."""
-    tree, everyone = Tree(len(cohort)), len(clients) == len(cohort)
+    tree, everyone = tree_of(len(cohort)), len(clients) == len(cohort)
     asked = frozenset() if everyone else frozenset(clients)
     found = []
     for node in tree.nodes(width):
