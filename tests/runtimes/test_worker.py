@@ -318,6 +318,15 @@ def test_rows_that_are_in_memory_anyway_are_laid_side_by_side_at_once(shape):
     assert reports[0].payload.values.tobytes() == reports[1].payload.values.tobytes()
 
 
+def test_clients_with_classes_are_laid_side_by_side_at_once_too():
+    people = support.classes()
+    federation = support.linear(learner=LinearLearner(num_features=3, num_classes=2))
+    own = worker(federation, Source(people))
+    assert own.rows(plan_of(federation, people), people.ids[:1]).num_rows == sum(
+        len(people.load(client)[0]) for client in people.ids
+    )
+
+
 NARROW, GAPS = Dataset(np.ones((4, 2)), np.ones(4)), Dataset(np.full((4, 3), np.nan), np.ones(4))
 FAULTS = {
     "narrow": (NARROW, "client 'bad': expected 3 features"),
