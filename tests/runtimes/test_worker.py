@@ -22,6 +22,7 @@ from hansa.data.dataset import Dataset
 from hansa.data.population import Population
 from hansa.data.prepare import Standardize
 from hansa.data.source import Source
+from hansa.learners.linear import LinearLearner
 from hansa.runtimes.memory import MemoryStore
 from hansa.runtimes.worker import Worker, block_rows, blocks_of, part_rows, parts_of
 from hansa.training.simulate import simulate
