@@ -26,8 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## four hospitals learn one model together, over mutual TLS
 	$(BIN)/hansa demo
 
+# Many tests keep real deadlines of tenths of a second, which a busy machine may break: what fails beside others is run
+# once more, alone, and must pass then.
 test: setup ## the fast tests; any warning is an error
-	$(PYTEST) -n $(WORKERS)
+	$(PYTEST) -n $(WORKERS) || { test $$? -eq 1 && $(PYTEST) --last-failed --last-failed-no-failures none; }
 
 test-all: setup ## the slow tests too
 	$(PYTEST) -n $(WORKERS) -m "" --durations=10

@@ -12,7 +12,7 @@ from hansa.core.chain import Limits
 from hansa.core.errors import Abandoned, CheckError
 from hansa.core.key import Key
 from hansa.core.protocols import Plan, Report, Slot, Updates
-from hansa.training.check import leaves
+from hansa.training.check import leaves, problems
 from support_secagg import LIMITS, Table, grid_rows
 
 PEOPLE = support.regression((7, 12, 5, 9, 2, 4, 6))
@@ -138,6 +138,9 @@ def test_what_keeps_secure_sums_from_working_is_said_before_round_0():
     assert "needs 2 clients in each of 4 groups, and 1 take part.    cohort_size=8" in problems_of(few)
     small = support.linear(aggregator=hansa.SecureMean(min_survivors=6), transforms=CLIP)
     assert "needs 6 clients, and 3 take part" in problems_of(small, cohort_size=3)
+    (unsaid,) = problems(support.linear(aggregator=hansa.SecureMean(), transforms=CLIP), hansa.Schedule(num_rounds=2))
+    assert "needs 2 clients, and nothing says that as many will come." in str(unsaid)
+    assert "min_clients=2" in str(unsaid)
     robust = hansa.SecureMean(num_groups=3, across=hansa.Median())
     noisy = (*CLIP, hansa.GaussianNoise(noise_multiplier=1.0))
     assert "Median over groups proves no bound" in problems_of(support.linear(aggregator=robust, transforms=noisy))

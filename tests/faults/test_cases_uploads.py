@@ -6,7 +6,6 @@ Numbers are those of the table of forty fault and abuse cases; each case ends wi
 import contextlib
 import hashlib
 import threading
-import time
 import tracemalloc
 
 import numpy as np
@@ -264,13 +263,15 @@ def test_case_12_a_report_of_twice_the_size_is_refused_before_it_is_read(make_qu
 
 def test_case_12_a_client_has_so_many_bytes_under_way_and_takes_none_from_others(make_quay, monkeypatch):
     size = 4 * SHORT + 100_000
-    monkeypatch.setattr(routes, "Quotas", lambda: Quotas(Limits(upload_bytes=size)))
+    quotas = Announced(Limits(upload_bytes=size))
+    monkeypatch.setattr(routes, "Quotas", lambda: quotas)
     quay = make_quay(SHORT)
     who, body = quay.identities["berlin"], quay.body()
     signer = in_step(quay.site, who)
     with contextlib.closing(dial(quay.site, who)) as line:
         line.sendall(put(quay, signer, body, {}, length=len(body)) + body[:1000])
-        refused = ask_until_full(quay, signer, body)
+        assert quotas.is_counted.wait(10)
+        refused = once(quay.site, put(quay, signer, body, {}, length=len(body)), who)
         assert (refused.status, refused.json["code"]) == (429, "too-many")
         assert 1 <= int(refused.headers["retry-after"]) <= 2
         assert quay.send(quay.parcel(1, "paris"), name="paris").status == "accepted"
@@ -279,11 +280,16 @@ def test_case_12_a_client_has_so_many_bytes_under_way_and_takes_none_from_others
     assert quay.send(Parcel.of(body)).status == "accepted"
 
 
-def ask_until_full(quay, signer, body):
-    """The answer to a second upload, once the first is being read."""
-    for _ in range(500):
-        answer = once(quay.site, put(quay, signer, body, {}, length=len(body)), quay.identities["berlin"])
-        if answer.status == 429:
-            return answer
-        time.sleep(0.01)
-    pytest.fail("it was never refused")
+class Announced(Quotas):
+    """Quotas that say when an upload is counted: until then a second one would be taken instead."""
+
+    def __init__(self, limits):
+        super().__init__(limits)
+        self.is_counted = threading.Event()
+
+    @contextlib.contextmanager
+    def under_way(self, who, size):
+        with super().under_way(who, size):
+            if size:
+                self.is_counted.set()
+            yield

@@ -29,7 +29,7 @@ def run_check(app_file: Path, data: Path | None, settings: list[str]) -> None:
     if population and not found:
         screen.print(population.skew().summary())
     try:
-        _show(screen, app, count or app.schedule.cohort_size or 1)
+        _show(screen, app, count or app.schedule.cohort_size or app.schedule.clients_needed)
     except CheckError:  # noise that cannot be sized cannot be shown
         refuse(found)
         raise

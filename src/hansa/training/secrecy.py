@@ -35,7 +35,10 @@ def secrecy_problems(
     if smallest < fewest:
         each, least = f" in each of {num_groups} groups" if num_groups > 1 else "", fewest * num_groups
         line = f"cohort_size={least}" if schedule.buffer is None else f"buffer=hansa.Buffered(size={least})"
-        found.append(Problem(f"{name} needs {fewest} clients{each}, and {smallest} take part.", line))
+        who = f"{smallest} take part"
+        if cohort == 1 and not (schedule.cohort_size or schedule.min_clients):  # as where nobody knows the population
+            line, who = f"min_clients={least}", "nothing says that as many will come"
+        found.append(Problem(f"{name} needs {fewest} clients{each}, and {who}.", line))
     if schedule.over_selection != "auto" and terms.dropout < (spare := 1 - 1 / schedule.over_selection) - 1e-9:
         found.append(
             Problem(
