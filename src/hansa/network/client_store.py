@@ -29,6 +29,7 @@ from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 from hansa.network.messages import Receipt, Settlement, write
 from hansa.network.outbox import Outbox, Parcel
+from hansa.network.pragmas import tell
 from hansa.wire import lay_out, pack, unpack
 
 _LOG = logging.getLogger("hansa")
@@ -67,8 +68,7 @@ class ClientStore:
             folder / "client.db", isolation_level=None, check_same_thread=False, timeout=30, cached_statements=16
         )
         self._lock = threading.RLock()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            self._db.execute(f"PRAGMA {pragma}").close()
+        tell(self._db, ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"), patience_s=30)
         self._db.executescript(_SCHEMA)
         if "file" not in [row[1] for row in self._db.execute("PRAGMA table_info(outbox)")]:  # of an older hansa
             self._db.execute("ALTER TABLE outbox ADD COLUMN file TEXT NOT NULL DEFAULT ''").close()

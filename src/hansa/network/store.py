@@ -22,6 +22,7 @@ from hansa.core.errors import InputError
 from hansa.network.failpoints import fail_point
 from hansa.network.lock import take
 from hansa.network.messages import Refusal
+from hansa.network.pragmas import tell
 
 _SCHEMA = "2"
 _FILE = "coordinator.db"
@@ -391,8 +392,8 @@ def _migrate(db: sa.Connection, found: str, folder: Path) -> None:
 def _configure(connection: Any, _record: Any) -> None:
     """What every connection is told; transactions are begun by us, not by the driver."""
     connection.isolation_level = None
-    for pragma in (f"busy_timeout={_BUSY_S * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
+    own = (f"busy_timeout={_BUSY_S * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+    tell(connection, own, _BUSY_S)
 
 
 def _begin(db: sa.Connection) -> None:
