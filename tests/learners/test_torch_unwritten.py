@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +17,7 @@ from hansa.core.protocols import Updates
 from hansa.data.dataset import Dataset
 from hansa.data.population import Population
 from hansa.federation import Federation
-from hansa.learners import torch_dual, torch_layers
+from hansa.learners import torch_dual
 from hansa.learners.torch import TorchLearner
 from hansa.local_training import Correction, LocalTraining
 from hansa.runtimes.inprocess import InProcess
@@ -36,6 +37,7 @@ STEPS = {
     "epochs": LocalTraining(learning_rate=0.1, epochs=2, batch_size=4),
     "full batches": LocalTraining(learning_rate=0.1, epochs=3),
 }
+MAY_WAIT = torch_dual.Dual.may_wait
 SIZES = {"ragged": (5, 0, 13, 1, 8, 8, 30, 2, 21), "even": (8, 8, 8, 8), "falling": (9, 7, 7, 4, 0)}
 
 
@@ -46,7 +48,7 @@ def table(size, seed=0):
 
 @pytest.fixture(autouse=True)
 def every_layer_counts_as_long(monkeypatch):
-    monkeypatch.setattr(torch_layers, "LONG", 1)
+    monkeypatch.setattr(torch_dual.Dual, "may_wait", True)
     monkeypatch.setattr(torch_dual.Dual, "pays", staticmethod(lambda *_: True))
 
 
@@ -105,6 +107,14 @@ def test_sums_are_those_of_the_rows_but_for_rounding(model, steps, sizes, weighs
     assert found.weights == expected.weights
     written = fold(Updates(clients, left, weights), cuts)
     np.testing.assert_array_equal(written.values, expected.values)
+
+
+@pytest.mark.parametrize(("num_rows", "num_inputs", "may_wait"), [(128, 128, True), (129, 128, False), (1, 127, False)])
+def test_examples_are_held_where_they_are_no_more_than_twice_the_rows_that_they_spare(num_rows, num_inputs, may_wait):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_dual.Dual, "may_wait", MAY_WAIT)
+        dual = torch_dual.Dual(torch.zeros(2, num_rows, num_inputs), 1, False, [torch.zeros(2, 64, num_inputs)], 0.1)
+        assert dual.may_wait is may_wait
 
 
 def test_many_rows_are_added_in_several_products(monkeypatch):

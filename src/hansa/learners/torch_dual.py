@@ -23,7 +23,7 @@ from torch.nn.grad import conv2d_weight
 _NARROW = 4  # outputs: a product with so few is faster the other way round
 _CONVOLVED = 1 << 24  # multiplications: so many go by oneDNN, twice as fast as MKL where the processor is AMD's
 _SUMMED = 1 << 12  # rows that are added in float32
-LONG = 8192  # weights: so many clients' are written to their rows by the product itself, fewer by way of a stack
+_LONG = 8192  # weights: so many clients' are written to their rows by the product itself, fewer by way of a stack
 
 
 class Dual:
@@ -38,7 +38,7 @@ class Dual:
         self._x, self._width, self._repeats, self._received, self._rate = x, width, repeats, received, rate
         self._scores = _scores(x, *received)
         self._slopes = self._scores  # once there are any: (num_clients, num_rows, num_outputs)
-        self.num_weights = received[0][0].numel()
+        self._num_weights = received[0][0].numel()
         self._start, self._num, self._products = 0, len(x), x[:, :0]
 
     @staticmethod
@@ -88,7 +88,7 @@ class Dual:
     def write(self, places: list[Tensor], change: bool) -> None:
         """Write the layer as the clients leave it, or its ``change``, into its places in their rows."""
         across = self._slopes.transpose(1, 2)
-        if self.num_weights < LONG:
+        if self._num_weights < _LONG:
             torch.mul(torch.bmm(across, self._x), -self._rate, out=places[0])
         else:
             places[0].baddbmm_(across, self._x, beta=0, alpha=-self._rate)
@@ -96,6 +96,14 @@ class Dual:
             torch.sum(self._slopes, 1, out=bias).mul_(-self._rate)
         if not change:
             torch._foreach_add_(places, self._received)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the change had better stay a product: its rows would be long, and the examples take no more memory.
+
+        Examples of a client with many rows are let go, as those of other layers are.
+        """
+        return self._num_weights >= _LONG and self._x[0].numel() <= 2 * self._num_weights
 
     def sums(self, weights: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
         """The weighted sum of the clients' changes: of the layer's weights (flat), and perhaps of its bias.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hansa.learners.batches import num_steps
 from hansa.learners.torch_data import Rows
-from hansa.learners.torch_dual import LONG, Dual
+from hansa.learners.torch_dual import Dual
 from hansa.learners.torch_job import Job
 from hansa.learners.torch_layout import Group, Plan, batch_bytes, takes_all, width_of
 from hansa.learners.torch_left import Columns
@@ -175,7 +175,7 @@ class Chain:
         if self._dual is None:
             return None
         left = Columns(self._dual, self._flat, self._layers[self._first].places)
-        if job.leaves_products and self._dual.num_weights >= LONG:
+        if job.leaves_products and self._dual.may_wait:
             self._flat.stacks.pop("x.", None)  # the examples are the product's from now on
             return left
         left.write(rows, job.change)
