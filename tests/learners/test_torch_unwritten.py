@@ -17,7 +17,7 @@ from hansa.core.protocols import Updates
 from hansa.data.dataset import Dataset
 from hansa.data.population import Population
 from hansa.federation import Federation
-from hansa.learners import torch_dual
+from hansa.learners import torch_batched, torch_dual
 from hansa.learners.torch import TorchLearner
 from hansa.local_training import Correction, LocalTraining
 from hansa.runtimes.inprocess import InProcess
@@ -115,6 +115,20 @@ def test_examples_are_held_where_they_are_no_more_than_twice_the_rows_that_they_
         patch.setattr(torch_dual.Dual, "may_wait", MAY_WAIT)
         dual = torch_dual.Dual(torch.zeros(2, num_rows, num_inputs), 1, False, [torch.zeros(2, 64, num_inputs)], 0.1)
         assert dual.may_wait is may_wait
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("steps", STEPS)
+def test_each_of_several_chunks_keeps_its_own_examples(monkeypatch, steps, sizes):
+    rows = changes("hidden", STEPS[steps], SIZES[sizes])
+    monkeypatch.setattr(torch_batched, "_CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(torch_batched, "_FEWEST", 2)
+    left = changes("hidden", STEPS[steps], SIZES[sizes], unwritten=True)
+    assert len(left.products) > 1
+    weights = np.arange(1.0, 1 + len(rows))
+    found = fold(Updates(("",) * len(rows), left, weights))
+    assert relative(found.values, fold(Updates(("",) * len(rows), rows, weights)).values) < 2e-6
+    np.testing.assert_allclose(np.asarray(left), rows, atol=2e-6)
 
 
 def test_many_rows_are_added_in_several_products(monkeypatch):
